@@ -1,0 +1,5 @@
+//! Setline: n cooperating movers keep a second site at a consistent point in
+//! time of the first. `ARCHITECTURE.md` is the map of this crate.
+
+pub mod proto;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! The protocol, without IO: state machines that take inputs and yield commands.

@@ -1,0 +1,1 @@
+//! Wire formats: fixed layouts, checked views, golden bytes.
