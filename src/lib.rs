@@ -1,5 +1,8 @@
 //! Setline: n cooperating movers keep a second site at a consistent point in
 //! time of the first. `ARCHITECTURE.md` is the map of this crate.
 
+extern crate alloc;
+
+pub mod mem;
 pub mod proto;
 pub mod wire;

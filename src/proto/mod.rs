@@ -1,1 +1,10 @@
-//! The protocol, without IO: state machines that take inputs and yield commands.
+//! The protocol, without IO: state machines that take inputs (host update, message, block
+//! completion, control input, time) and yield commands (send, write, complete, report).
+//!
+//! No clocks, threads, sockets, randomness or global state. The pollers and the simulator drive
+//! this very code. It builds without `std` (`tests/no-std`).
+
+pub mod command;
+pub mod limits;
+pub mod message;
+pub mod types;

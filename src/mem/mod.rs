@@ -1,0 +1,4 @@
+//! Memory of the data path: checksums, copies, arena.
+#![allow(unsafe_code)]
+
+pub mod crc32c;

@@ -1,0 +1,272 @@
+//! What the state machines want done: effects as values.
+//!
+//! The caller takes commands in order and carries them out; the result of each comes back as an
+//! input. Nothing here blocks and nothing is waited for.
+
+use super::message::{BrokenReason, Message};
+use super::types::{
+    BufRef, Extent, GroupId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
+};
+
+/// Names one update inside the state machine that issued a command; goes back with the result.
+/// The upper half is a generation, so that a late result of a slot's former user is recognised.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// Names a host command inside the front end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct HostTag(pub u64);
+
+/// Where an entry lies in the set journal; opaque to the protocol, ascending in order of appending.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct JournalPos(pub u64);
+
+/// Why a record travels.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum RecordRole {
+    /// Responsible shard → mirror target, before the host is acknowledged (G2).
+    Mirror = 1,
+    /// Responsible shard → secondary shard (T1).
+    Transfer = 2,
+    /// Secondary shard → its partner at the secondary site (T2).
+    SecondaryMirror = 3,
+}
+
+impl RecordRole {
+    /// The role with this wire value.
+    #[must_use]
+    pub const fn from_wire(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::Mirror),
+            2 => Some(Self::Transfer),
+            3 => Some(Self::SecondaryMirror),
+            _ => None,
+        }
+    }
+}
+
+/// Where the payload of a write to a secondary volume is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PayloadAt {
+    /// In the arena.
+    Buf(BufRef),
+    /// Only in the journal any more; read it back first.
+    Journal(JournalPos),
+    /// There is none (write zeroes, deallocate).
+    None,
+}
+
+/// One effect.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Command {
+    /// Send on the control channel of the link to `to`. To the shard itself or a sibling poller:
+    /// deliver through the ring.
+    Send {
+        /// The receiver.
+        to: ShardId,
+        /// The message.
+        message: Message,
+    },
+    /// Send the record on the data channel; `handle_delivered(token)` when the receiver has
+    /// stored it. The buffer stays valid until `Free`.
+    SendRecord {
+        /// The receiver.
+        to: ShardId,
+        /// Why it travels.
+        role: RecordRole,
+        /// The record.
+        buf: BufRef,
+        /// Comes back on delivery.
+        token: Token,
+    },
+    /// Write to the base (primary) or the target volume (secondary); the result comes back with
+    /// `token`.
+    Write {
+        /// The volume.
+        volume: VolumeId,
+        /// What to do.
+        kind: UpdateKind,
+        /// Where.
+        extent: Extent,
+        /// Whether the data must be on the medium at completion.
+        fua: bool,
+        /// The payload.
+        payload: PayloadAt,
+        /// Comes back with the result.
+        token: Token,
+    },
+    /// Complete a host command.
+    CompleteHost {
+        /// The command.
+        tag: HostTag,
+        /// Its status.
+        status: NvmeStatus,
+    },
+    /// The record is no longer needed by the protocol.
+    Free {
+        /// The record.
+        buf: BufRef,
+    },
+    /// Append to the journal; `handle_journaled(token, position)` when the position is known,
+    /// which does not mean that it is durable.
+    Journal {
+        /// What.
+        entry: JournalEntry,
+        /// Comes back with the position.
+        token: Token,
+    },
+    /// Make everything appended to the journal so far durable; `handle_journal_durable(token)`.
+    JournalFlush {
+        /// Comes back with the result.
+        token: Token,
+    },
+    /// Entries before `before` are not needed any more.
+    JournalRetire {
+        /// The first position still needed.
+        before: JournalPos,
+    },
+    /// Flush the volume's write cache; the result comes back with `token`.
+    Flush {
+        /// The volume.
+        volume: VolumeId,
+        /// Comes back with the result.
+        token: Token,
+    },
+    /// Something that the control thread reports to people.
+    Report(Report),
+}
+
+/// What goes into the set journal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum JournalEntry {
+    /// An update record, as owner or as mirror.
+    Record {
+        /// The record.
+        buf: BufRef,
+        /// `Transfer` (own) or `SecondaryMirror`.
+        role: RecordRole,
+    },
+    /// This shard's part of a set's manifest: the set is stored once this is durable.
+    Manifest {
+        /// `Message::Manifest` with all facts in one part.
+        message: Message,
+    },
+    /// The secondary coordinator's decision that all sets up to `set` are everywhere.
+    Commit {
+        /// The group.
+        group: GroupId,
+        /// The last committed set.
+        set: SetId,
+        /// When the set was cut, nanoseconds since the Unix epoch.
+        cut_time_ns: u64,
+    },
+    /// All sets up to `set` are on the volumes, flushed.
+    Applied {
+        /// The group.
+        group: GroupId,
+        /// The last applied set.
+        set: SetId,
+    },
+}
+
+/// Facts for status, events and histograms. Never on the path of an update, except `Held`.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Report {
+    /// A set was opened: new updates are numbered into it.
+    SetOpened {
+        /// The group.
+        group: GroupId,
+        /// The set.
+        set: SetId,
+    },
+    /// This shard's acknowledgements of the new set were held for so long (invariant 5).
+    Held {
+        /// The group.
+        group: GroupId,
+        /// The set that was held.
+        set: SetId,
+        /// Nanoseconds from the switch to the release.
+        held_ns: u64,
+    },
+    /// The coordinator's view of a set changed.
+    SetState {
+        /// The group.
+        group: GroupId,
+        /// The set.
+        set: SetId,
+        /// The new state.
+        state: SetState,
+    },
+    /// A set has its manifest.
+    SetFormed {
+        /// The group.
+        group: GroupId,
+        /// The set.
+        set: SetId,
+        /// When it was cut, nanoseconds since the Unix epoch.
+        cut_time_ns: u64,
+        /// Updates, voids excluded.
+        updates: u64,
+        /// Payload bytes.
+        bytes: u64,
+    },
+    /// A base write failed; the number is void and the extent's contents are unknown.
+    Void {
+        /// The volume.
+        volume: VolumeId,
+        /// The number.
+        seq: Seq,
+        /// The extent to copy afresh.
+        extent: Extent,
+        /// What the base said.
+        status: NvmeStatus,
+    },
+    /// The group can form no sets any more until resynchronised (invariant 10).
+    Broken {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: BrokenReason,
+    },
+    /// A write to a secondary volume failed and is tried again.
+    ApplyFailed {
+        /// The volume.
+        volume: VolumeId,
+        /// The set being applied.
+        set: SetId,
+        /// What the volume said.
+        status: NvmeStatus,
+    },
+    /// Apply stands at a set boundary on request, or goes on.
+    ApplyPaused {
+        /// The group.
+        group: GroupId,
+        /// The last applied set.
+        at: SetId,
+        /// Stopped or going on.
+        paused: bool,
+    },
+    /// A peer's memory is new: it started or restarted.
+    PeerUp {
+        /// The peer.
+        peer: ShardId,
+    },
+}
+
+/// The life of a set (F7).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SetState {
+    /// New updates go into it.
+    Forming,
+    /// Cut; some of its updates have no fate yet.
+    Closing,
+    /// It has a manifest; the secondary has not confirmed it.
+    InTransfer,
+    /// The secondary has all of it, durably.
+    Received,
+    /// The secondary is writing it to its volumes.
+    Applying,
+    /// It is on the secondary volumes.
+    Applied,
+}

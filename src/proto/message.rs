@@ -1,0 +1,259 @@
+//! What shards say to one another on the control channel.
+//!
+//! Small messages only: payload travels as update records on the data channel.
+//! Both coordinators are shards too (poller 0 of a site's lowest-numbered mover).
+//! Messages are delivered once, in any order, and are lost when the peer restarts;
+//! whoever sent one sends it again when the peer is up again. `wire::message` has the bytes.
+
+use super::types::{GroupId, MapVersion, Seq, SetId, VolumeId};
+use alloc::vec::Vec;
+
+/// One message. `group` is always the sender's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Mirror target → source: so many bytes of records the source may keep here at once.
+    Budget {
+        /// Bytes, headers and padding included.
+        bytes: u64,
+    },
+    /// Coordinator → primary shards: switch to `set`, hold its base writes and acknowledgements
+    /// (invariant 5).
+    Prepare {
+        /// The group.
+        group: GroupId,
+        /// The set to switch to.
+        set: SetId,
+        /// The map version that holds from `set` on (F3).
+        map_version: MapVersion,
+    },
+    /// Primary shard → coordinator: switched.
+    Prepared {
+        /// The group.
+        group: GroupId,
+        /// The set switched to.
+        set: SetId,
+    },
+    /// Coordinator → primary shards: all have switched; `set` is no longer held.
+    Release {
+        /// The group.
+        group: GroupId,
+        /// The set released.
+        set: SetId,
+    },
+    /// Primary shard → coordinator: every update of `set` here has its fate.
+    Closed {
+        /// The group.
+        group: GroupId,
+        /// The closed set.
+        set: SetId,
+        /// This part of the facts.
+        facts: FactsPart,
+    },
+    /// The set as a whole: coordinator → another primary shard (kept as a copy, invariant 6) and
+    /// → secondary coordinator → secondary shards (each its own volumes).
+    Manifest {
+        /// The group.
+        group: GroupId,
+        /// The set.
+        set: SetId,
+        /// When the set was cut: nanoseconds since the Unix epoch by the coordinator's clock.
+        cut_time_ns: u64,
+        /// This part of the facts.
+        facts: FactsPart,
+    },
+    /// Secondary coordinator → primary coordinator → primary shards: all sets up to and including
+    /// `set` are stored at the secondary (invariant 8).
+    Confirmed {
+        /// The group.
+        group: GroupId,
+        /// The last confirmed set.
+        set: SetId,
+    },
+    /// Responsible shard → mirror targets: this number never took effect (invariant 3).
+    Void {
+        /// The group.
+        group: GroupId,
+        /// The volume.
+        volume: VolumeId,
+        /// The set the number belongs to.
+        set: SetId,
+        /// The number.
+        seq: Seq,
+    },
+    /// Any primary shard → coordinator: close the open set early; room runs short.
+    CloseNow {
+        /// The group.
+        group: GroupId,
+        /// The set to close; ignored when it is no longer the open one.
+        set: SetId,
+    },
+    /// Secondary shard → secondary coordinator: all sets up to and including `set` are journaled
+    /// durably and mirrored here.
+    Stored {
+        /// The group.
+        group: GroupId,
+        /// The last stored set.
+        set: SetId,
+    },
+    /// Secondary coordinator → secondary shards: `set` is committed and everything before it is
+    /// applied everywhere; apply it (T3).
+    Apply {
+        /// The group.
+        group: GroupId,
+        /// The set to apply.
+        set: SetId,
+    },
+    /// Secondary shard → secondary coordinator → primary coordinator: applied up to and
+    /// including `set`.
+    Applied {
+        /// The group.
+        group: GroupId,
+        /// The last applied set.
+        set: SetId,
+    },
+    /// Secondary shard → primary shards and secondary coordinator, whenever the link comes up:
+    /// what it has. Transfer resumes after `stored`.
+    Resume {
+        /// The group.
+        group: GroupId,
+        /// The last set stored here.
+        stored: SetId,
+        /// The last set applied here.
+        applied: SetId,
+    },
+    /// Primary shard → coordinator → all: sets cannot be formed any more until a
+    /// resynchronisation; the group tracks (invariant 10).
+    Broken {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: BrokenReason,
+    },
+    /// Secondary coordinator → itself or its shards: stop (or go on) applying at a set boundary.
+    PauseApply {
+        /// The group.
+        group: GroupId,
+        /// Stop or go on.
+        paused: bool,
+    },
+}
+
+/// Why a group can form no sets until it is resynchronised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum BrokenReason {
+    /// A primary mover lost its memory with updates that were not confirmed.
+    MoverRestarted = 1,
+    /// A base write failed: what the medium holds there is unknown.
+    BaseWriteFailed = 2,
+    /// A set's facts and the updates received for it do not agree.
+    DigestMismatch = 3,
+}
+
+impl BrokenReason {
+    /// The reason with this wire value.
+    #[must_use]
+    pub const fn from_wire(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::MoverRestarted),
+            2 => Some(Self::BaseWriteFailed),
+            3 => Some(Self::DigestMismatch),
+            _ => None,
+        }
+    }
+}
+
+/// A part of a list of facts; lists longer than [`super::limits::FACTS_PER_PART`] travel in parts.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FactsPart {
+    /// This part's index, from 0.
+    pub part: u16,
+    /// How many parts there are, at least 1.
+    pub parts: u16,
+    /// Facts of volumes that have numbers in the set; others are absent.
+    pub facts: Vec<VolumeFacts>,
+}
+
+/// What one set holds of one volume (invariant 6).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeFacts {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its first number in the set.
+    pub first: Seq,
+    /// Its last number in the set, at least `first`.
+    pub last: Seq,
+    /// Payload bytes of the updates that are not void.
+    pub bytes: u64,
+    /// Wrapping sum of [`crate::wire::update::digest_of`] over the updates that are not void.
+    pub digest: u64,
+    /// Numbers between `first` and `last` that are void, ascending.
+    pub voids: Vec<Seq>,
+}
+
+impl VolumeFacts {
+    /// How many updates the volume has in the set, voids excluded.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.last.0 - self.first.0 + 1 - self.voids.len() as u64
+    }
+}
+
+impl FactsPart {
+    /// Splits `facts` into parts that fit a message. At least one part, also for no facts.
+    #[must_use]
+    pub fn split(facts: &[VolumeFacts]) -> Vec<Self> {
+        let mut chunks: Vec<Vec<VolumeFacts>> = Vec::new();
+        let mut weight = 0;
+        for fact in facts {
+            let own = 1 + fact.voids.len() / 4;
+            if chunks.is_empty() || weight + own > super::limits::FACTS_PER_PART {
+                chunks.push(Vec::new());
+                weight = 0;
+            }
+            weight += own;
+            if let Some(chunk) = chunks.last_mut() {
+                chunk.push(fact.clone());
+            }
+        }
+        if chunks.is_empty() {
+            chunks.push(Vec::new());
+        }
+        let parts = chunks.len() as u16;
+        chunks
+            .into_iter()
+            .enumerate()
+            .map(|(part, facts)| Self { part: part as u16, parts, facts })
+            .collect()
+    }
+}
+
+/// Puts the parts of one list together again.
+#[derive(Clone, Debug, Default)]
+pub struct FactsAssembly {
+    seen: Vec<bool>,
+    facts: Vec<VolumeFacts>,
+}
+
+impl FactsAssembly {
+    /// Takes a part; true once all parts are there. A part that came before, or that does not
+    /// fit the others, changes nothing.
+    pub fn add(&mut self, part: FactsPart) -> bool {
+        if self.seen.is_empty() {
+            self.seen.resize(usize::from(part.parts.max(1)), false);
+        }
+        if self.seen.len() == usize::from(part.parts)
+            && let Some(seen) = self.seen.get_mut(usize::from(part.part))
+            && !*seen
+        {
+            *seen = true;
+            self.facts.extend(part.facts);
+        }
+        self.seen.iter().all(|seen| *seen)
+    }
+    /// The facts, once complete.
+    #[must_use]
+    pub fn into_facts(self) -> Vec<VolumeFacts> {
+        self.facts
+    }
+}

@@ -1,0 +1,417 @@
+//! The bytes of control messages: an 8-byte envelope and a body, little-endian.
+//!
+//! The link's packet header carries their checksum. Decoding accepts exactly what encoding
+//! produces: a short, long or out-of-range message is refused with the reason.
+
+use crate::proto::limits::{FACTS_PER_PART, MESSAGE_BYTES_MAX};
+use crate::proto::message::{BrokenReason, FactsPart, Message, VolumeFacts};
+use crate::proto::types::{Epoch, GroupId, MapVersion, Seq, SetId, VolumeId};
+use alloc::vec::Vec;
+
+/// The envelope's version.
+pub const MESSAGE_VERSION: u8 = 1;
+/// Bytes of the envelope.
+pub const ENVELOPE_BYTES: usize = 8;
+
+/// Why a message was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MessageError {
+    /// It ends before its last field.
+    #[error("message of kind {kind} ends early, after {len} bytes")]
+    Short {
+        /// The kind byte; 0 when even that is missing.
+        kind: u8,
+        /// The message's length.
+        len: usize,
+    },
+    /// Bytes follow its last field.
+    #[error("message of kind {kind} has {extra} bytes too many")]
+    Long {
+        /// The kind byte.
+        kind: u8,
+        /// Bytes left over.
+        extra: usize,
+    },
+    /// A kind this build does not know.
+    #[error("message kind {found} is unknown")]
+    Kind {
+        /// What stood there.
+        found: u8,
+    },
+    /// A version this build does not know.
+    #[error("message version {found}, this build reads {MESSAGE_VERSION}")]
+    Version {
+        /// What stood there.
+        found: u8,
+    },
+    /// A field is outside its range.
+    #[error("field {field} of message kind {kind} is out of range: {found}")]
+    Field {
+        /// The kind byte.
+        kind: u8,
+        /// The field's name.
+        field: &'static str,
+        /// What stood there.
+        found: u64,
+    },
+}
+
+const BUDGET: u8 = 1;
+const PREPARE: u8 = 2;
+const PREPARED: u8 = 3;
+const RELEASE: u8 = 4;
+const CLOSED: u8 = 5;
+const MANIFEST: u8 = 6;
+const CONFIRMED: u8 = 7;
+const VOID: u8 = 8;
+const CLOSE_NOW: u8 = 9;
+const STORED: u8 = 10;
+const APPLY: u8 = 11;
+const APPLIED: u8 = 12;
+const RESUME: u8 = 13;
+const BROKEN: u8 = 14;
+const PAUSE_APPLY: u8 = 15;
+
+/// Appends the encoded message to `out`, which the caller clears.
+pub fn encode(epoch: Epoch, message: &Message, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0, MESSAGE_VERSION, 0, 0]);
+    out.extend_from_slice(&epoch.0.to_le_bytes());
+    let kind = body(message, out);
+    out[start] = kind;
+    debug_assert!(out.len() - start <= MESSAGE_BYTES_MAX);
+}
+
+fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
+    let group_set = |out: &mut Vec<u8>, group: GroupId, set: SetId| {
+        out.extend_from_slice(&group.0.to_le_bytes());
+        out.extend_from_slice(&set.0.to_le_bytes());
+    };
+    match message {
+        Message::Budget { bytes } => {
+            out.extend_from_slice(&bytes.to_le_bytes());
+            BUDGET
+        }
+        Message::Prepare { group, set, map_version } => {
+            group_set(out, *group, *set);
+            out.extend_from_slice(&map_version.0.to_le_bytes());
+            PREPARE
+        }
+        Message::Prepared { group, set } => {
+            group_set(out, *group, *set);
+            PREPARED
+        }
+        Message::Release { group, set } => {
+            group_set(out, *group, *set);
+            RELEASE
+        }
+        Message::Closed { group, set, facts } => {
+            group_set(out, *group, *set);
+            encode_facts(facts, out);
+            CLOSED
+        }
+        Message::Manifest { group, set, cut_time_ns, facts } => {
+            group_set(out, *group, *set);
+            out.extend_from_slice(&cut_time_ns.to_le_bytes());
+            encode_facts(facts, out);
+            MANIFEST
+        }
+        Message::Confirmed { group, set } => {
+            group_set(out, *group, *set);
+            CONFIRMED
+        }
+        Message::Void { group, volume, set, seq } => {
+            group_set(out, *group, *set);
+            out.extend_from_slice(&volume.0.to_le_bytes());
+            out.extend_from_slice(&seq.0.to_le_bytes());
+            VOID
+        }
+        Message::CloseNow { group, set } => {
+            group_set(out, *group, *set);
+            CLOSE_NOW
+        }
+        Message::Stored { group, set } => {
+            group_set(out, *group, *set);
+            STORED
+        }
+        Message::Apply { group, set } => {
+            group_set(out, *group, *set);
+            APPLY
+        }
+        Message::Applied { group, set } => {
+            group_set(out, *group, *set);
+            APPLIED
+        }
+        Message::Resume { group, stored, applied } => {
+            group_set(out, *group, *stored);
+            out.extend_from_slice(&applied.0.to_le_bytes());
+            RESUME
+        }
+        Message::Broken { group, reason } => {
+            out.extend_from_slice(&group.0.to_le_bytes());
+            out.push(*reason as u8);
+            BROKEN
+        }
+        Message::PauseApply { group, paused } => {
+            out.extend_from_slice(&group.0.to_le_bytes());
+            out.push(u8::from(*paused));
+            PAUSE_APPLY
+        }
+    }
+}
+
+fn encode_facts(part: &FactsPart, out: &mut Vec<u8>) {
+    out.extend_from_slice(&part.part.to_le_bytes());
+    out.extend_from_slice(&part.parts.to_le_bytes());
+    out.extend_from_slice(&(part.facts.len() as u16).to_le_bytes());
+    for fact in &part.facts {
+        out.extend_from_slice(&fact.volume.0.to_le_bytes());
+        out.extend_from_slice(&fact.first.0.to_le_bytes());
+        out.extend_from_slice(&fact.last.0.to_le_bytes());
+        out.extend_from_slice(&fact.bytes.to_le_bytes());
+        out.extend_from_slice(&fact.digest.to_le_bytes());
+        out.extend_from_slice(&(fact.voids.len() as u16).to_le_bytes());
+        for seq in &fact.voids {
+            out.extend_from_slice(&seq.0.to_le_bytes());
+        }
+    }
+}
+
+/// Reads one message that fills `bytes`.
+///
+/// # Errors
+/// Says which rule the bytes break.
+pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
+    let mut r = Reader { kind: bytes.first().copied().unwrap_or(0), all: bytes.len(), rest: bytes };
+    let kind = r.u8()?;
+    let version = r.u8()?;
+    if version != MESSAGE_VERSION {
+        return Err(MessageError::Version { found: version });
+    }
+    let reserved = r.u16()?;
+    if reserved != 0 {
+        return Err(r.field("reserved", u64::from(reserved)));
+    }
+    let epoch = Epoch(r.u32()?);
+    let message = match kind {
+        BUDGET => Message::Budget { bytes: r.u64()? },
+        PREPARE => {
+            Message::Prepare { group: r.group()?, set: r.set()?, map_version: MapVersion(r.u32()?) }
+        }
+        PREPARED => Message::Prepared { group: r.group()?, set: r.set()? },
+        RELEASE => Message::Release { group: r.group()?, set: r.set()? },
+        CLOSED => Message::Closed { group: r.group()?, set: r.set()?, facts: r.facts()? },
+        MANIFEST => Message::Manifest {
+            group: r.group()?,
+            set: r.set()?,
+            cut_time_ns: r.u64()?,
+            facts: r.facts()?,
+        },
+        CONFIRMED => Message::Confirmed { group: r.group()?, set: r.set()? },
+        VOID => Message::Void {
+            group: r.group()?,
+            set: r.set()?,
+            volume: VolumeId(r.u32()?),
+            seq: Seq(r.u64()?),
+        },
+        CLOSE_NOW => Message::CloseNow { group: r.group()?, set: r.set()? },
+        STORED => Message::Stored { group: r.group()?, set: r.set()? },
+        APPLY => Message::Apply { group: r.group()?, set: r.set()? },
+        APPLIED => Message::Applied { group: r.group()?, set: r.set()? },
+        RESUME => Message::Resume { group: r.group()?, stored: r.set()?, applied: r.set()? },
+        BROKEN => {
+            let group = r.group()?;
+            let value = r.u8()?;
+            let reason = BrokenReason::from_wire(value)
+                .ok_or_else(|| r.field("reason", u64::from(value)))?;
+            Message::Broken { group, reason }
+        }
+        PAUSE_APPLY => {
+            let group = r.group()?;
+            let value = r.u8()?;
+            if value > 1 {
+                return Err(r.field("paused", u64::from(value)));
+            }
+            Message::PauseApply { group, paused: value == 1 }
+        }
+        found => return Err(MessageError::Kind { found }),
+    };
+    if r.rest.is_empty() {
+        Ok((epoch, message))
+    } else {
+        Err(MessageError::Long { kind, extra: r.rest.len() })
+    }
+}
+
+struct Reader<'a> {
+    kind: u8,
+    all: usize,
+    rest: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
+        let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
+            return Err(MessageError::Short { kind: self.kind, len: self.all });
+        };
+        self.rest = rest;
+        Ok(*head)
+    }
+    fn u8(&mut self) -> Result<u8, MessageError> {
+        self.take::<1>().map(|b| b[0])
+    }
+    fn u16(&mut self) -> Result<u16, MessageError> {
+        self.take().map(u16::from_le_bytes)
+    }
+    fn u32(&mut self) -> Result<u32, MessageError> {
+        self.take().map(u32::from_le_bytes)
+    }
+    fn u64(&mut self) -> Result<u64, MessageError> {
+        self.take().map(u64::from_le_bytes)
+    }
+    fn group(&mut self) -> Result<GroupId, MessageError> {
+        self.u16().map(GroupId)
+    }
+    fn set(&mut self) -> Result<SetId, MessageError> {
+        self.u64().map(SetId)
+    }
+    fn field(&self, field: &'static str, found: u64) -> MessageError {
+        MessageError::Field { kind: self.kind, field, found }
+    }
+    fn facts(&mut self) -> Result<FactsPart, MessageError> {
+        let part = self.u16()?;
+        let parts = self.u16()?;
+        if part >= parts {
+            return Err(self.field("part", u64::from(part)));
+        }
+        let count = self.u16()?;
+        if usize::from(count) > FACTS_PER_PART {
+            return Err(self.field("facts", u64::from(count)));
+        }
+        let mut facts = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            facts.push(self.fact()?);
+        }
+        Ok(FactsPart { part, parts, facts })
+    }
+    fn fact(&mut self) -> Result<VolumeFacts, MessageError> {
+        let volume = VolumeId(self.u32()?);
+        let first = Seq(self.u64()?);
+        let last = Seq(self.u64()?);
+        if first.0 == 0 || last < first {
+            return Err(self.field("last", last.0));
+        }
+        let bytes = self.u64()?;
+        let digest = self.u64()?;
+        let count = self.u16()?;
+        let mut voids: Vec<Seq> = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            let seq = Seq(self.u64()?);
+            if seq < first || seq > last || voids.last().is_some_and(|before| *before >= seq) {
+                return Err(self.field("void", seq.0));
+            }
+            voids.push(seq);
+        }
+        Ok(VolumeFacts { volume, first, last, bytes, digest, voids })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn facts() -> impl Strategy<Value = FactsPart> {
+        let fact = (any::<u32>(), 1..1_000_000_u64, 0..50_u64, any::<u64>(), any::<u64>());
+        proptest::collection::vec(fact, 0..20).prop_map(|list| FactsPart {
+            part: 0,
+            parts: 1,
+            facts: list
+                .into_iter()
+                .map(|(volume, first, more, bytes, digest)| VolumeFacts {
+                    volume: VolumeId(volume),
+                    first: Seq(first),
+                    last: Seq(first + more),
+                    bytes,
+                    digest,
+                    voids: (first..=first + more).filter(|s| s % 7 == 3).map(Seq).collect(),
+                })
+                .collect(),
+        })
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        let gs = (any::<u16>().prop_map(GroupId), any::<u64>().prop_map(SetId));
+        prop_oneof![
+            any::<u64>().prop_map(|bytes| Message::Budget { bytes }),
+            (gs.clone(), any::<u32>()).prop_map(|((group, set), m)| Message::Prepare {
+                group,
+                set,
+                map_version: MapVersion(m)
+            }),
+            gs.clone().prop_map(|(group, set)| Message::Prepared { group, set }),
+            gs.clone().prop_map(|(group, set)| Message::Release { group, set }),
+            (gs.clone(), facts()).prop_map(|((group, set), facts)| Message::Closed {
+                group,
+                set,
+                facts
+            }),
+            (gs.clone(), any::<u64>(), facts()).prop_map(|((group, set), cut_time_ns, facts)| {
+                Message::Manifest { group, set, cut_time_ns, facts }
+            }),
+            gs.clone().prop_map(|(group, set)| Message::Confirmed { group, set }),
+            (gs.clone(), any::<u32>(), any::<u64>()).prop_map(|((group, set), v, s)| {
+                Message::Void { group, volume: VolumeId(v), set, seq: Seq(s) }
+            }),
+            gs.clone().prop_map(|(group, set)| Message::CloseNow { group, set }),
+            gs.clone().prop_map(|(group, set)| Message::Stored { group, set }),
+            gs.clone().prop_map(|(group, set)| Message::Apply { group, set }),
+            gs.clone().prop_map(|(group, set)| Message::Applied { group, set }),
+            (gs.clone(), any::<u64>()).prop_map(|((group, stored), a)| Message::Resume {
+                group,
+                stored,
+                applied: SetId(a)
+            }),
+            any::<u16>().prop_map(|g| Message::Broken {
+                group: GroupId(g),
+                reason: BrokenReason::BaseWriteFailed
+            }),
+            (any::<u16>(), any::<bool>())
+                .prop_map(|(g, paused)| Message::PauseApply { group: GroupId(g), paused }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_reads_back_as_it_was(message in message(), epoch in any::<u32>()) {
+            let mut bytes = Vec::new();
+            encode(Epoch(epoch), &message, &mut bytes);
+            prop_assert_eq!(decode(&bytes), Ok((Epoch(epoch), message)));
+        }
+
+        #[test]
+        fn every_truncation_and_extension_is_refused(message in message()) {
+            let mut bytes = Vec::new();
+            encode(Epoch(1), &message, &mut bytes);
+            for len in 0..bytes.len() {
+                prop_assert!(decode(&bytes[..len]).is_err());
+            }
+            bytes.push(0);
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_prepare() {
+        let mut bytes = Vec::new();
+        let message =
+            Message::Prepare { group: GroupId(2), set: SetId(3), map_version: MapVersion(4) };
+        encode(Epoch(1), &message, &mut bytes);
+        assert_eq!(bytes, b"\x02\x01\0\0\x01\0\0\0\x02\0\x03\0\0\0\0\0\0\0\x04\0\0\0");
+    }
+}
