@@ -7,4 +7,5 @@
 pub mod command;
 pub mod limits;
 pub mod message;
+pub mod sabotage;
 pub mod types;
