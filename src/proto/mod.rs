@@ -7,5 +7,6 @@
 pub mod command;
 pub mod limits;
 pub mod message;
+pub mod ranges;
 pub mod sabotage;
 pub mod types;
