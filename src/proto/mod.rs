@@ -4,9 +4,11 @@
 //! No clocks, threads, sockets, randomness or global state. The pollers and the simulator drive
 //! this very code. It builds without `std` (`tests/no-std`).
 
+pub mod boundary;
 pub mod command;
 pub mod limits;
 pub mod message;
+pub mod primary;
 pub mod ranges;
 pub mod sabotage;
 pub mod types;

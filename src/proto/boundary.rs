@@ -1,0 +1,602 @@
+//! The coordinator's engine: when sets end, what they hold, and who has them (F1, F2, F7).
+//!
+//! Runs on poller 0 of the coordinating mover, so that acknowledgements are held for a round trip
+//! between pollers and not for the wake-up of a control thread. A boundary has two phases
+//! (invariant 5): `Prepare(c+1)` makes every shard switch and hold; when all have answered,
+//! `Release(c+1)` ends the hold. Shards then close c by and by; when all have, c has its manifest,
+//! which goes to the secondary coordinator and to another primary mover (invariant 6), and when the
+//! secondary confirmed it, every shard may drop its copies (invariant 8).
+//!
+//! Periods are policy and come from the control thread. Membership is fixed for an epoch.
+
+use super::command::{Command, Report, SetState};
+use super::limits::OPEN_SETS_MAX;
+use super::message::{BrokenReason, FactsAssembly, FactsPart, Message, VolumeFacts};
+use super::types::{Epoch, GroupId, MapVersion, Nanos, SetId, ShardId};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// What the engine is told at launch.
+#[derive(Clone, Debug)]
+pub struct BoundaryConfig {
+    /// The shard on whose poller it runs.
+    pub me: ShardId,
+    /// All primary shards, `me` included.
+    pub shards: Vec<ShardId>,
+    /// The secondary coordinator; none when nothing is transferred.
+    pub secondary: Option<ShardId>,
+    /// A shard of another primary mover, to keep copies of manifests.
+    pub backup: Option<ShardId>,
+    /// The membership epoch.
+    pub epoch: Epoch,
+    /// The map version of the first set.
+    pub map_version: MapVersion,
+    /// Nanoseconds since the Unix epoch at time 0 of the caller's monotonic clock.
+    pub unix_offset_ns: u64,
+    /// The groups.
+    pub groups: Vec<BoundaryGroup>,
+}
+
+/// A group as the engine sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct BoundaryGroup {
+    /// The group.
+    pub id: GroupId,
+    /// Nanoseconds between boundaries.
+    pub period_ns: u64,
+    /// The first set to form when no shard knows of any: 1, or what the last clean stop left.
+    pub first_set: SetId,
+}
+
+/// A set from its opening to its application.
+#[derive(Debug)]
+struct Set {
+    id: SetId,
+    cut_time_ns: u64,
+    /// By index of the shard; taken once all parts are there.
+    closed: Vec<Option<FactsAssembly>>,
+    waiting: usize,
+    facts: Vec<VolumeFacts>,
+    state: SetState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Not all shards have said what they know.
+    Gathering,
+    /// A set is open everywhere.
+    Open,
+    /// Shards are switching.
+    Preparing,
+}
+
+#[derive(Debug)]
+struct Group {
+    id: GroupId,
+    period_ns: u64,
+    next_at: Nanos,
+    /// When the boundary under way began.
+    began_at: Nanos,
+    phase: Phase,
+    /// The set being switched to, or the open one.
+    open: SetId,
+    /// By index of the shard: it said what it knows, with the open set it has.
+    greeted: Vec<Option<SetId>>,
+    /// By index of the shard: it has switched.
+    prepared: Vec<bool>,
+    first_set: SetId,
+    sets: VecDeque<Set>,
+    confirmed: SetId,
+    applied: SetId,
+    broken: Option<BrokenReason>,
+    boundaries: u64,
+    delayed: u64,
+}
+
+/// A group as the coordinator sees it, for status.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoordinatorView {
+    /// The group.
+    pub id: GroupId,
+    /// Its period in nanoseconds.
+    pub period_ns: u64,
+    /// The open set; 0 before the first boundary.
+    pub open: SetId,
+    /// Whether a boundary is under way, and since when.
+    pub preparing_since: Option<Nanos>,
+    /// Shards that have not answered what the engine waits for.
+    pub waiting_for: Vec<ShardId>,
+    /// The last set the secondary confirmed.
+    pub confirmed: SetId,
+    /// The last set the secondary applied.
+    pub applied: SetId,
+    /// Sets between open and confirmed: id, state, when cut (0: not yet).
+    pub sets: Vec<(SetId, SetState, u64)>,
+    /// Whether it can form no sets.
+    pub broken: Option<BrokenReason>,
+    /// Boundaries done since launch.
+    pub boundaries: u64,
+    /// Boundaries put off because too many sets were not confirmed.
+    pub delayed: u64,
+}
+
+/// The engine. Owned by one poller.
+#[derive(Debug)]
+pub struct Boundary {
+    me: ShardId,
+    shards: Vec<ShardId>,
+    secondary: Option<ShardId>,
+    backup: Option<ShardId>,
+    epoch: Epoch,
+    map_version: MapVersion,
+    unix_offset_ns: u64,
+    groups: Vec<Group>,
+    commands: VecDeque<Command>,
+    stale_epoch: u64,
+    unexpected: u64,
+}
+
+impl Boundary {
+    /// An engine at launch: waits until every shard has greeted it.
+    #[must_use]
+    pub fn new(config: &BoundaryConfig) -> Self {
+        let count = config.shards.len();
+        let groups = config
+            .groups
+            .iter()
+            .map(|group| Group {
+                id: group.id,
+                period_ns: group.period_ns,
+                next_at: Nanos::NEVER,
+                began_at: Nanos(0),
+                phase: Phase::Gathering,
+                open: SetId(0),
+                greeted: alloc::vec![None; count],
+                prepared: alloc::vec![false; count],
+                first_set: group.first_set,
+                sets: VecDeque::new(),
+                confirmed: group.first_set.prev(),
+                applied: SetId(0),
+                broken: None,
+                boundaries: 0,
+                delayed: 0,
+            })
+            .collect();
+        Self {
+            me: config.me,
+            shards: config.shards.clone(),
+            secondary: config.secondary,
+            backup: config.backup,
+            epoch: config.epoch,
+            map_version: config.map_version,
+            unix_offset_ns: config.unix_offset_ns,
+            groups,
+            commands: VecDeque::with_capacity(256),
+            stale_epoch: 0,
+            unexpected: 0,
+        }
+    }
+
+    /// Messages refused because of their epoch, and messages that named something unknown.
+    #[must_use]
+    pub fn refused(&self) -> (u64, u64) {
+        (self.stale_epoch, self.unexpected)
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    #[must_use]
+    pub fn next_timeout(&self) -> Nanos {
+        self.groups
+            .iter()
+            .filter(|g| g.phase == Phase::Open && g.broken.is_none())
+            .map(|g| g.next_at)
+            .min()
+            .unwrap_or(Nanos::NEVER)
+    }
+
+    /// Begins the boundaries that are due.
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        for index in 0..self.groups.len() {
+            let group = &self.groups[index];
+            if group.phase == Phase::Open && group.broken.is_none() && group.next_at <= now {
+                self.begin(now, index);
+            }
+        }
+    }
+
+    /// Sets the period of a group (F2); the open set ends one period after it began, or at once
+    /// when that is past. False when the group is unknown.
+    pub fn set_period(&mut self, now: Nanos, id: GroupId, period_ns: u64) -> bool {
+        let Some(group) = self.groups.iter_mut().find(|g| g.id == id) else { return false };
+        group.period_ns = period_ns;
+        if group.phase == Phase::Open {
+            group.next_at = group.began_at.after(period_ns).max(now);
+        }
+        true
+    }
+
+    /// Closes the open set now (F2); its number, or none when there is no open set.
+    pub fn close_now(&mut self, now: Nanos, id: GroupId) -> Option<SetId> {
+        let index = self.groups.iter().position(|g| g.id == id)?;
+        let group = &mut self.groups[index];
+        if group.broken.is_some() {
+            return None;
+        }
+        match group.phase {
+            Phase::Gathering => None,
+            // The set that is being opened is empty of acknowledged updates: the one before ends.
+            Phase::Preparing => Some(group.open.prev()),
+            Phase::Open => {
+                let closing = group.open;
+                group.next_at = now;
+                self.begin(now, index);
+                Some(closing)
+            }
+        }
+    }
+
+    fn begin(&mut self, now: Nanos, index: usize) {
+        let group = &mut self.groups[index];
+        if group.sets.len() >= OPEN_SETS_MAX {
+            group.delayed += 1;
+            group.next_at = now.after(group.period_ns.min(1_000_000));
+            return;
+        }
+        let closing = group.open;
+        let cut_time_ns = self.unix_offset_ns + now.0;
+        if let Some(set) = group.sets.iter_mut().find(|s| s.id == closing) {
+            set.cut_time_ns = cut_time_ns;
+            set.state = SetState::Closing;
+            let report =
+                Report::SetState { group: group.id, set: closing, state: SetState::Closing };
+            self.commands.push_back(Command::Report(report));
+        }
+        let set = closing.next();
+        self.prepare(now, index, set);
+    }
+
+    fn prepare(&mut self, now: Nanos, index: usize, set: SetId) {
+        let shards = self.shards.len();
+        let group = &mut self.groups[index];
+        group.phase = Phase::Preparing;
+        group.began_at = now;
+        group.open = set;
+        group.prepared.fill(false);
+        if !group.sets.iter().any(|s| s.id == set) {
+            group.sets.push_back(Set::new(set, shards));
+            let report = Report::SetState { group: group.id, set, state: SetState::Forming };
+            self.commands.push_back(Command::Report(report));
+        }
+        let message = Message::Prepare { group: group.id, set, map_version: self.map_version };
+        self.tell_shards(&message);
+    }
+
+    fn tell_shards(&mut self, message: &Message) {
+        for to in &self.shards {
+            self.commands.push_back(Command::Send { to: *to, message: message.clone() });
+        }
+    }
+
+    /// A control message from `from`, sent in `epoch`.
+    pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
+        if epoch != self.epoch {
+            self.stale_epoch += 1;
+            return;
+        }
+        let shard = self.shards.iter().position(|s| *s == from);
+        let group = match &message {
+            Message::Prepared { group, .. }
+            | Message::Closed { group, .. }
+            | Message::CloseNow { group, .. }
+            | Message::Confirmed { group, .. }
+            | Message::Applied { group, .. }
+            | Message::Resume { group, .. }
+            | Message::Broken { group, .. } => *group,
+            _ => {
+                self.unexpected += 1;
+                return;
+            }
+        };
+        let Some(index) = self.groups.iter().position(|g| g.id == group) else {
+            self.unexpected += 1;
+            return;
+        };
+        match (message, shard) {
+            (Message::Prepared { set, .. }, Some(shard)) => self.prepared(now, index, shard, set),
+            (Message::Closed { set, facts, .. }, Some(shard)) => {
+                self.closed(index, shard, set, facts);
+            }
+            (Message::CloseNow { set, .. }, Some(_)) => {
+                if self.groups[index].phase == Phase::Open && self.groups[index].open == set {
+                    self.begin(now, index);
+                }
+            }
+            (Message::Resume { stored, applied, .. }, Some(shard)) => {
+                self.greeted(now, index, shard, stored, applied);
+            }
+            (Message::Broken { reason, .. }, _) => self.broke(index, reason),
+            (Message::Confirmed { set, .. }, None) => self.confirmed(index, set),
+            (Message::Applied { set, .. }, None) => self.applied(index, set),
+            _ => self.unexpected += 1,
+        }
+    }
+
+    /// A shard says which sets it knows. When all have, the highest open one is prepared anew: a
+    /// boundary that an earlier coordinator left half done is finished by that.
+    fn greeted(&mut self, now: Nanos, index: usize, shard: usize, confirmed: SetId, open: SetId) {
+        let shards = self.shards.len();
+        let group = &mut self.groups[index];
+        group.greeted[shard] = Some(open);
+        group.confirmed = group.confirmed.max(confirmed);
+        if group.phase != Phase::Gathering {
+            // It restarted after a clean stop: it has nothing in the sets before the open one.
+            let open_here = open;
+            let (set, id) = (group.open, group.id);
+            for closed in group.sets.iter_mut().filter(|s| s.id < set && s.id > open_here) {
+                closed.without(shard);
+            }
+            let message = Message::Prepare { group: id, set, map_version: self.map_version };
+            let release = Message::Release { group: id, set };
+            let released = group.phase == Phase::Open;
+            let to = self.shards[shard];
+            self.commands.push_back(Command::Send { to, message });
+            if released {
+                self.commands.push_back(Command::Send { to, message: release });
+            }
+            self.form(index);
+            return;
+        }
+        if group.greeted.iter().any(Option::is_none) || group.broken.is_some() {
+            return;
+        }
+        let highest = group.greeted.iter().flatten().copied().max().unwrap_or(SetId(0));
+        let first = if highest == SetId(0) { group.first_set } else { highest };
+        let now_unix = self.unix_offset_ns + now.0;
+        for id in group.confirmed.0 + 1..first.0 {
+            if !group.sets.iter().any(|s| s.id.0 == id) {
+                group.sets.push_back(Set::new(SetId(id), shards));
+            }
+        }
+        group.sets.make_contiguous().sort_by_key(|s| s.id);
+        for set in group.sets.iter_mut().filter(|s| s.id < first) {
+            set.cut_time_ns = now_unix;
+            set.state = SetState::Closing;
+            for (index, open) in group.greeted.iter().enumerate() {
+                // A shard that had not opened a later set has nothing in it.
+                if open.is_some_and(|open| open < set.id) {
+                    set.without(index);
+                }
+            }
+        }
+        self.prepare(now, index, first);
+        self.form(index);
+    }
+
+    fn prepared(&mut self, now: Nanos, index: usize, shard: usize, set: SetId) {
+        let group = &mut self.groups[index];
+        if group.phase != Phase::Preparing || group.open != set {
+            return;
+        }
+        group.prepared[shard] = true;
+        if !group.prepared.iter().all(|p| *p) {
+            return;
+        }
+        group.phase = Phase::Open;
+        group.boundaries += 1;
+        group.next_at = group.began_at.after(group.period_ns).max(now);
+        let message = Message::Release { group: group.id, set };
+        self.tell_shards(&message);
+    }
+
+    fn closed(&mut self, index: usize, shard: usize, set: SetId, facts: FactsPart) {
+        let shards = self.shards.len();
+        let group = &mut self.groups[index];
+        if set <= group.confirmed {
+            return;
+        }
+        if group.phase == Phase::Gathering && !group.sets.iter().any(|s| s.id == set) {
+            group.sets.push_back(Set::new(set, shards));
+        }
+        let Some(known) = group.sets.iter_mut().find(|s| s.id == set) else {
+            self.unexpected += 1;
+            return;
+        };
+        known.add(shard, facts);
+        self.form(index);
+    }
+
+    /// Makes the manifests of the sets that all shards have closed.
+    fn form(&mut self, index: usize) {
+        let group = &mut self.groups[index];
+        if group.phase == Phase::Gathering || group.broken.is_some() {
+            return;
+        }
+        let id = group.id;
+        let mut formed: Vec<SetId> = Vec::new();
+        for set in group.sets.iter_mut() {
+            if set.waiting != 0 || set.state != SetState::Closing {
+                continue;
+            }
+            set.state = SetState::InTransfer;
+            set.facts.sort_by_key(|f| f.volume);
+            formed.push(set.id);
+            self.commands.push_back(Command::Report(Report::SetFormed {
+                group: id,
+                set: set.id,
+                cut_time_ns: set.cut_time_ns,
+                updates: set.facts.iter().map(VolumeFacts::count).sum(),
+                bytes: set.facts.iter().map(|f| f.bytes).sum(),
+            }));
+        }
+        for set in formed {
+            for to in self.backup.iter().chain(self.secondary.iter()).copied().collect::<Vec<_>>() {
+                self.send_manifest(index, set, to);
+            }
+            if self.secondary.is_none() {
+                self.confirm_without_secondary(index);
+            }
+        }
+    }
+
+    fn send_manifest(&mut self, index: usize, set: SetId, to: ShardId) {
+        let group = &self.groups[index];
+        let Some(set) = group.sets.iter().find(|s| s.id == set) else { return };
+        for facts in FactsPart::split(&set.facts) {
+            let message = Message::Manifest {
+                group: group.id,
+                set: set.id,
+                cut_time_ns: set.cut_time_ns,
+                facts,
+            };
+            self.commands.push_back(Command::Send { to, message });
+        }
+    }
+
+    /// With no secondary there is nobody to wait for: a formed set is done.
+    fn confirm_without_secondary(&mut self, index: usize) {
+        let mut last = None;
+        for set in &self.groups[index].sets {
+            if set.state < SetState::InTransfer {
+                break;
+            }
+            last = Some(set.id);
+        }
+        if let Some(set) = last {
+            self.confirmed(index, set);
+        }
+    }
+
+    /// The secondary has every set up to `set`: copies may go (invariant 8).
+    fn confirmed(&mut self, index: usize, set: SetId) {
+        let group = &mut self.groups[index];
+        // What was never formed cannot have been confirmed: an answer to an earlier life.
+        let formed =
+            group.sets.iter().filter(|s| s.state >= SetState::InTransfer).map(|s| s.id).max();
+        let set = set.min(formed.unwrap_or(group.confirmed));
+        if set <= group.confirmed {
+            return;
+        }
+        group.confirmed = set;
+        while group.sets.front().is_some_and(|s| s.id <= set) {
+            if let Some(done) = group.sets.pop_front() {
+                let report = Report::SetState {
+                    group: group.id,
+                    set: done.id,
+                    state: SetState::Received,
+                };
+                self.commands.push_back(Command::Report(report));
+            }
+        }
+        let message = Message::Confirmed { group: group.id, set };
+        self.tell_shards(&message);
+    }
+
+    fn applied(&mut self, index: usize, set: SetId) {
+        let group = &mut self.groups[index];
+        if set > group.applied {
+            group.applied = set;
+            let report = Report::SetState { group: group.id, set, state: SetState::Applied };
+            self.commands.push_back(Command::Report(report));
+        }
+    }
+
+    fn broke(&mut self, index: usize, reason: BrokenReason) {
+        let group = &mut self.groups[index];
+        if group.broken.is_some() {
+            return;
+        }
+        group.broken = Some(reason);
+        group.sets.clear();
+        let id = group.id;
+        self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
+        self.tell_shards(&Message::Broken { group: id, reason });
+    }
+
+    /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
+    pub fn handle_peer_up(&mut self, peer: ShardId) {
+        let resend_to_secondary = self.secondary == Some(peer);
+        for index in 0..self.groups.len() {
+            if let Some(reason) = self.groups[index].broken {
+                let message = Message::Broken { group: self.groups[index].id, reason };
+                if peer != self.me && self.shards.contains(&peer) {
+                    self.commands.push_back(Command::Send { to: peer, message });
+                }
+                continue;
+            }
+            if resend_to_secondary || self.backup == Some(peer) {
+                let formed: Vec<SetId> = self.groups[index]
+                    .sets
+                    .iter()
+                    .filter(|s| s.state >= SetState::InTransfer)
+                    .map(|s| s.id)
+                    .collect();
+                for set in formed {
+                    self.send_manifest(index, set, peer);
+                }
+            }
+        }
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// The groups, for status.
+    #[must_use]
+    pub fn view(&self) -> Vec<CoordinatorView> {
+        self.groups.iter().map(|group| self.view_of(group)).collect()
+    }
+
+    fn view_of(&self, group: &Group) -> CoordinatorView {
+        let missing = |index: usize| match group.phase {
+            Phase::Gathering => group.greeted[index].is_none(),
+            Phase::Preparing => !group.prepared[index],
+            Phase::Open => false,
+        };
+        let all = self.shards.iter().enumerate();
+        CoordinatorView {
+            id: group.id,
+            period_ns: group.period_ns,
+            open: group.open,
+            preparing_since: (group.phase == Phase::Preparing).then_some(group.began_at),
+            waiting_for: all.filter(|(index, _)| missing(*index)).map(|(_, s)| *s).collect(),
+            confirmed: group.confirmed,
+            applied: group.applied,
+            sets: group.sets.iter().map(|s| (s.id, s.state, s.cut_time_ns)).collect(),
+            broken: group.broken,
+            boundaries: group.boundaries,
+            delayed: group.delayed,
+        }
+    }
+}
+
+impl Set {
+    fn new(id: SetId, shards: usize) -> Self {
+        Self {
+            id,
+            cut_time_ns: 0,
+            closed: (0..shards).map(|_| Some(FactsAssembly::default())).collect(),
+            waiting: shards,
+            facts: Vec::new(),
+            state: SetState::Forming,
+        }
+    }
+
+    fn add(&mut self, shard: usize, part: FactsPart) {
+        let Some(assembly) = self.closed[shard].as_mut() else { return };
+        if assembly.add(part)
+            && let Some(assembly) = self.closed[shard].take()
+        {
+            self.facts.extend(assembly.into_facts());
+            self.waiting -= 1;
+        }
+    }
+
+    /// The shard has nothing in this set.
+    fn without(&mut self, shard: usize) {
+        if self.closed[shard].take().is_some() {
+            self.waiting -= 1;
+        }
+    }
+}

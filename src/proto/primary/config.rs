@@ -1,0 +1,91 @@
+//! What a primary shard is told at launch. Fixed for an epoch.
+
+use crate::proto::types::{Epoch, GroupId, MapVersion, Seq, ShardId, VolumeId};
+use alloc::vec::Vec;
+
+/// A primary shard's place in the group of movers.
+#[derive(Clone, Debug)]
+pub struct PrimaryConfig {
+    /// This shard.
+    pub me: ShardId,
+    /// The shard whose poller runs the site's [`crate::proto::boundary::Boundary`].
+    pub coordinator: ShardId,
+    /// The membership epoch (invariant 9).
+    pub epoch: Epoch,
+    /// The map version that the volumes below come from.
+    pub map_version: MapVersion,
+    /// One shard of every other mover of the site: those that may mirror for this one.
+    pub mirrors: Vec<MirrorPeer>,
+    /// The groups.
+    pub groups: Vec<GroupConfig>,
+    /// The volumes this shard is responsible for.
+    pub volumes: Vec<VolumeConfig>,
+    /// Updates retained at once, numbered and not confirmed; at most
+    /// [`crate::proto::limits::RETAINED_UPDATES_MAX`].
+    pub retained_max: u32,
+    /// Mirror copies held at once for other shards.
+    pub mirrored_max: u32,
+    /// Records under way to one receiver at once; the link's own bound.
+    pub in_flight_max: u32,
+    /// This mover's memory was lost with updates that were not confirmed: its groups cannot form
+    /// sets before a resynchronisation.
+    pub unclean: bool,
+}
+
+/// A shard that may hold copies for this one.
+#[derive(Clone, Copy, Debug)]
+pub struct MirrorPeer {
+    /// The shard that receives the copies.
+    pub shard: ShardId,
+    /// Bytes of copies that its sources may keep here, granted by this shard in return.
+    pub grant_bytes: u64,
+}
+
+/// How mirror targets are chosen (G6).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MirrorPolicy {
+    /// Those with the fewest bytes under way and held (the default).
+    Load,
+    /// The peer at this index of [`PrimaryConfig::mirrors`] first, then the following ones.
+    Partner(u8),
+}
+
+/// How updates are numbered (G7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Numbering {
+    /// Per volume only.
+    Volume,
+    /// Additionally one list over all volumes of the mover.
+    Mover,
+}
+
+/// A group as a primary shard sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupConfig {
+    /// The group.
+    pub id: GroupId,
+    /// Copies of each update before it is acknowledged, this shard's included; at least 1 (G6).
+    pub copies: u8,
+    /// Where the other copies go.
+    pub policy: MirrorPolicy,
+    /// How updates are numbered.
+    pub numbering: Numbering,
+}
+
+/// A volume as its responsible shard sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeConfig {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its group.
+    pub group: GroupId,
+    /// Its block size in bytes.
+    pub block_bytes: u32,
+    /// Whether there is a base to write; without one this is the write-only leg of a forking
+    /// source.
+    pub has_base: bool,
+    /// The secondary shard that receives it; none when the volume is only mirrored.
+    pub target: Option<ShardId>,
+    /// The number of its next update; numbers below were used before (invariant 3).
+    pub next_seq: Seq,
+}

@@ -1,0 +1,127 @@
+//! What a primary shard knows of those it sends records to: mirror targets and secondary shards.
+//!
+//! A mirror target grants its sources a budget, so that an update is numbered only when its copy
+//! will find room: an open set can then always be closed, however little memory there is.
+
+use crate::proto::command::Token;
+use crate::proto::types::ShardId;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// A shard that may hold copies for this one.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    pub shard: ShardId,
+    /// What this shard grants the other one in return, in bytes.
+    pub grant_bytes: u64,
+    /// What the other one granted; 0 until it said so.
+    pub budget_bytes: u64,
+    /// Bytes of copies it holds or that travel there.
+    pub used_bytes: u64,
+    /// Records that travel there.
+    pub in_flight: u32,
+    /// Updates to send again because it restarted and lost its copies.
+    pub backlog: VecDeque<Token>,
+    pub up: bool,
+}
+
+impl Mirror {
+    #[inline]
+    pub(super) fn takes(&self, record_bytes: u32, in_flight_max: u32) -> bool {
+        self.up
+            && self.in_flight < in_flight_max
+            && self.used_bytes + u64::from(record_bytes) <= self.budget_bytes
+    }
+}
+
+/// Picks `wanted` mirrors into a bit mask: those with the least load, or from `first` on in order.
+/// None when fewer can take the record now. `wanted` is small, so the selection is a plain scan.
+#[inline]
+pub(super) fn choose(
+    mirrors: &[Mirror],
+    wanted: u32,
+    first: Option<u8>,
+    record_bytes: u32,
+    in_flight_max: u32,
+) -> Option<u64> {
+    let mut chosen = 0_u64;
+    for _ in 0..wanted {
+        let mut best: Option<(u64, usize)> = None;
+        for step in 0..mirrors.len() {
+            let index = (step + usize::from(first.unwrap_or(0))) % mirrors.len();
+            let mirror = &mirrors[index];
+            if chosen & 1 << index != 0 || !mirror.takes(record_bytes, in_flight_max) {
+                continue;
+            }
+            if first.is_some() {
+                best = Some((0, index));
+                break;
+            }
+            if best.is_none_or(|(load, _)| mirror.used_bytes < load) {
+                best = Some((mirror.used_bytes, index));
+            }
+        }
+        chosen |= 1 << best?.1;
+    }
+    Some(chosen)
+}
+
+/// A secondary shard that receives some of this shard's volumes.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub shard: ShardId,
+    /// Bit i: it said what it has of `groups[i]` since its link came up; before that nothing of
+    /// the group is sent.
+    pub resumed: u64,
+    /// Records that travel there.
+    pub in_flight: u32,
+    /// Updates that wait to be sent, in order of becoming safe.
+    pub backlog: VecDeque<Token>,
+}
+
+/// The index of `shard` among the targets, adding it if it is new.
+pub(super) fn target_index(targets: &mut Vec<Target>, shard: ShardId, room: usize) -> u8 {
+    let index = targets.iter().position(|t| t.shard == shard).unwrap_or_else(|| {
+        targets.push(Target {
+            shard,
+            resumed: 0,
+            in_flight: 0,
+            backlog: VecDeque::with_capacity(room),
+        });
+        targets.len() - 1
+    });
+    index as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mirror(used_bytes: u64, up: bool) -> Mirror {
+        Mirror {
+            shard: ShardId::new(1, 0),
+            grant_bytes: 0,
+            budget_bytes: 1000,
+            used_bytes,
+            in_flight: 0,
+            backlog: VecDeque::new(),
+            up,
+        }
+    }
+
+    #[test]
+    fn load_picks_the_least_loaded_that_are_up() {
+        let mirrors = [mirror(500, true), mirror(100, true), mirror(0, false), mirror(300, true)];
+        assert_eq!(choose(&mirrors, 1, None, 10, 8), Some(0b0010));
+        assert_eq!(choose(&mirrors, 2, None, 10, 8), Some(0b1010));
+        assert_eq!(choose(&mirrors, 4, None, 10, 8), None);
+        assert_eq!(choose(&mirrors, 0, None, 10, 8), Some(0));
+    }
+
+    #[test]
+    fn partner_goes_on_to_the_next_when_the_partner_cannot() {
+        let mirrors = [mirror(0, true), mirror(995, true), mirror(500, true)];
+        assert_eq!(choose(&mirrors, 1, Some(1), 10, 8), Some(0b100));
+        assert_eq!(choose(&mirrors, 1, Some(1), 5, 8), Some(0b010));
+    }
+}

@@ -1,0 +1,153 @@
+//! The sets of one group at one shard: open, closing, closed and not yet confirmed.
+//!
+//! Counts what has no fate yet, gathers the facts for the manifest (invariant 6) and remembers
+//! which updates belong where. When to switch is the coordinator's word, not decided here.
+
+use super::slab::NIL;
+use crate::proto::message::VolumeFacts;
+use crate::proto::types::{Nanos, Seq, SetId, VolumeId};
+use crate::wire::update::{UpdateInfo, digest_of};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// One set at this shard.
+#[derive(Debug)]
+pub(super) struct OwnSet {
+    pub id: SetId,
+    /// Newest member in the slab; the list runs to older ones.
+    pub head: u32,
+    /// Members without a fate.
+    pub unfinished: u32,
+    /// The coordinator released it: base writes and acknowledgements may go (invariant 5).
+    pub released: bool,
+    /// New updates no longer go into it.
+    pub switched: bool,
+    /// The coordinator was told that it is closed.
+    pub reported: bool,
+    /// When this shard switched to it.
+    pub opened_at: Nanos,
+    /// The coordinator was asked to close it early.
+    pub close_asked: bool,
+    /// By index of the volume at the shard; `last` 0 where there is nothing.
+    facts: Vec<VolumeFacts>,
+}
+
+impl OwnSet {
+    /// Counts a newly numbered update in.
+    #[inline]
+    pub(super) fn add(&mut self, volume: usize, info: &UpdateInfo) {
+        self.unfinished += 1;
+        let facts = &mut self.facts[volume];
+        if facts.last == Seq(0) {
+            facts.first = info.seq;
+        }
+        facts.last = info.seq;
+        facts.bytes += u64::from(info.payload_len);
+        facts.digest = facts.digest.wrapping_add(digest_of(info));
+    }
+
+    /// Takes the effect of an update out again: its number is void.
+    pub(super) fn void(&mut self, volume: usize, info: &UpdateInfo) {
+        let facts = &mut self.facts[volume];
+        facts.bytes -= u64::from(info.payload_len);
+        facts.digest = facts.digest.wrapping_sub(digest_of(info));
+        if let Err(place) = facts.voids.binary_search(&info.seq) {
+            facts.voids.insert(place, info.seq);
+        }
+    }
+
+    /// The facts of the volumes that have numbers in the set.
+    pub(super) fn facts(&self) -> Vec<VolumeFacts> {
+        self.facts.iter().filter(|f| f.last != Seq(0)).cloned().collect()
+    }
+}
+
+/// The sets of one group, oldest first; ids ascend.
+#[derive(Debug)]
+pub(super) struct OwnSets {
+    sets: VecDeque<OwnSet>,
+    /// Spent sets, kept for their memory.
+    spare: Vec<OwnSet>,
+    volumes: Vec<VolumeId>,
+}
+
+impl OwnSets {
+    pub(super) fn new(volumes: Vec<VolumeId>) -> Self {
+        Self { sets: VecDeque::with_capacity(8), spare: Vec::with_capacity(8), volumes }
+    }
+
+    /// The open set, if the first boundary has been.
+    pub(super) fn open(&self) -> Option<&OwnSet> {
+        self.sets.back()
+    }
+
+    pub(super) fn open_mut(&mut self) -> Option<&mut OwnSet> {
+        self.sets.back_mut()
+    }
+
+    /// Opens `id`, which is later than every other.
+    pub(super) fn push(&mut self, id: SetId, now: Nanos) {
+        let mut set = self.spare.pop().unwrap_or_else(|| OwnSet {
+            id,
+            head: NIL,
+            unfinished: 0,
+            released: false,
+            switched: false,
+            reported: false,
+            opened_at: now,
+            close_asked: false,
+            facts: Vec::with_capacity(self.volumes.len()),
+        });
+        set.id = id;
+        set.head = NIL;
+        set.unfinished = 0;
+        set.released = false;
+        set.switched = false;
+        set.reported = false;
+        set.opened_at = now;
+        set.close_asked = false;
+        set.facts.resize_with(self.volumes.len(), || VolumeFacts {
+            volume: VolumeId(0),
+            first: Seq(0),
+            last: Seq(0),
+            bytes: 0,
+            digest: 0,
+            voids: Vec::new(),
+        });
+        for (facts, volume) in set.facts.iter_mut().zip(&self.volumes) {
+            facts.volume = *volume;
+            facts.first = Seq(0);
+            facts.last = Seq(0);
+            facts.bytes = 0;
+            facts.digest = 0;
+            facts.voids.clear();
+        }
+        self.sets.push_back(set);
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, id: SetId) -> Option<&mut OwnSet> {
+        self.sets.iter_mut().rev().find(|set| set.id == id)
+    }
+
+    /// Takes out the oldest set if it is at most `upto`; give it back with [`Self::recycle`].
+    pub(super) fn pop_through(&mut self, upto: SetId) -> Option<OwnSet> {
+        if self.sets.front().is_some_and(|set| set.id <= upto && set.reported) {
+            self.sets.pop_front()
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn recycle(&mut self, set: OwnSet) {
+        self.spare.push(set);
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &OwnSet> {
+        self.sets.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut OwnSet> {
+        self.sets.iter_mut()
+    }
+}

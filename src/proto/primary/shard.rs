@@ -1,0 +1,906 @@
+//! The primary shard: from a host update to its acknowledgement.
+
+use super::config::{MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
+use super::mirror_store::{MirrorStore, Mirrored};
+use super::peers::{Mirror, Target, choose, target_index};
+use super::sets::OwnSets;
+use super::slab::{
+    AT_BASE, DONE, FIRST_IN_RANGE, NIL, RELEASED, SAFE, Slab, TRANSFERRED, TRAVELS, Update, VOID,
+};
+use crate::proto::command::{Command, HostTag, PayloadAt, RecordRole, Report, Token};
+use crate::proto::message::{BrokenReason, FactsPart, Message};
+use crate::proto::ranges::{Admission as RangeAdmission, RangeOrder};
+use crate::proto::types::{
+    BufRef, Epoch, Extent, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
+    VolumeId,
+};
+use crate::wire::update::UpdateInfo;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Token tag of a base write; below it are mirror indices, from [`TAG_TARGET`] on target indices.
+const TAG_BASE: u8 = 0xff;
+/// First token tag of a transfer.
+pub(super) const TAG_TARGET: u8 = 0x80;
+
+/// There is no room for another update now. Back-pressure, not an error: try again after progress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Full {
+    /// The group has no open set yet: not all movers of the site are up.
+    NotStarted,
+    /// As many updates are retained as there may be.
+    Retained,
+    /// Not enough mirror targets have room.
+    Mirrors,
+}
+
+/// The right to number one update, given by [`PrimaryShard::admit`] and good until the next input.
+#[derive(Debug)]
+#[must_use]
+pub struct Admitted {
+    mirrors: u64,
+}
+
+/// A write-nature host command whose record is in the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct HostUpdate {
+    /// Names the host command.
+    pub tag: HostTag,
+    /// Index of the volume in [`PrimaryConfig::volumes`].
+    pub volume: u32,
+    /// What it does.
+    pub kind: UpdateKind,
+    /// Where.
+    pub extent: Extent,
+    /// Force unit access.
+    pub fua: bool,
+    /// Payload bytes.
+    pub payload_len: u32,
+    /// CRC-32C of the payload.
+    pub payload_crc: u32,
+    /// The record.
+    pub buf: BufRef,
+    /// What the record takes in an arena, header and padding included.
+    pub record_bytes: u32,
+    /// The next number of the mover's list; 0 unless the group numbers so (G7).
+    pub list_seq: u64,
+    /// Time stamp in nanoseconds since the Unix epoch; 0 when none.
+    pub time_ns: u64,
+    /// Bound on its error in nanoseconds.
+    pub time_error_ns: u32,
+}
+
+/// What became of a record that arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RecordVerdict {
+    /// It is kept; the caller frees its buffer on [`Command::Free`].
+    Kept,
+    /// It is not needed (its set is confirmed); the caller frees it and acknowledges it.
+    NotNeeded,
+    /// It is of another epoch; the caller frees it and acknowledges it. Counted.
+    StaleEpoch,
+    /// There is no room; the caller frees it and does not acknowledge it.
+    Full,
+}
+
+/// Counts since launch.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct PrimaryCounters {
+    /// Updates numbered.
+    pub updates: u64,
+    /// Payload bytes of these.
+    pub bytes: u64,
+    /// Updates completed to the host with success.
+    pub acknowledged: u64,
+    /// Numbers that became void.
+    pub voids: u64,
+    /// Updates that waited for an earlier overlapping one.
+    pub overlaps: u64,
+    /// Records sent to the secondary, again after a restart included.
+    pub transfers: u64,
+    /// Messages and records refused because of their epoch.
+    pub stale_epoch: u64,
+    /// Messages that named something unknown.
+    pub unexpected: u64,
+}
+
+/// A group's state at this shard, for status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupView {
+    /// The group.
+    pub id: GroupId,
+    /// Its open set; 0 before the first boundary.
+    pub open: SetId,
+    /// The last confirmed set.
+    pub confirmed: SetId,
+    /// Whether it can form no sets.
+    pub broken: Option<BrokenReason>,
+}
+
+/// One line of the update ledger (G5).
+#[derive(Clone, Debug)]
+pub struct LedgerView {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its number.
+    pub seq: Seq,
+    /// Its set.
+    pub set: SetId,
+    /// What it does.
+    pub kind: UpdateKind,
+    /// Where.
+    pub extent: Extent,
+    /// The shards that were sent a copy, and whether they have stored it.
+    pub mirrored_to: Vec<(ShardId, bool)>,
+    /// The secondary shard, and whether it has stored the record.
+    pub target: Option<(ShardId, bool)>,
+    /// Whether the host was acknowledged.
+    pub acknowledged: bool,
+    /// Whether the number is void.
+    pub void: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub(super) config: VolumeConfig,
+    pub(super) group: usize,
+    pub(super) target: Option<u8>,
+    next_seq: Seq,
+}
+
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) id: GroupId,
+    wanted_mirrors: u32,
+    policy: MirrorPolicy,
+    pub(super) sets: OwnSets,
+    confirmed: SetId,
+    broken: Option<BrokenReason>,
+}
+
+/// The state machine. Owned by one poller.
+#[derive(Debug)]
+pub struct PrimaryShard {
+    me: ShardId,
+    coordinator: ShardId,
+    epoch: Epoch,
+    map_version: MapVersion,
+    pub(super) in_flight_max: u32,
+    pub(super) slab: Slab,
+    pub(super) volumes: Vec<Volume>,
+    pub(super) groups: Vec<Group>,
+    mirrors: Vec<Mirror>,
+    pub(super) targets: Vec<Target>,
+    store: MirrorStore,
+    order: RangeOrder,
+    /// Slots that became first in their range, drained at once; kept for its memory.
+    woken: Vec<u32>,
+    pub(super) commands: VecDeque<Command>,
+    pub(super) counters: PrimaryCounters,
+}
+
+impl PrimaryShard {
+    /// A shard at launch; nothing is numbered before the first boundary.
+    ///
+    /// # Panics
+    /// When the configuration contradicts itself: the caller validates it.
+    #[must_use]
+    pub fn new(config: &PrimaryConfig) -> Self {
+        assert!(config.mirrors.len() <= 64, "at most 64 mirror peers");
+        assert!(config.groups.len() <= 64, "at most 64 groups");
+        let group_index = |id| {
+            config.groups.iter().position(|g| g.id == id).expect("a volume's group is configured")
+        };
+        let mut targets = Vec::new();
+        let volumes: Vec<Volume> = config
+            .volumes
+            .iter()
+            .map(|volume| Volume {
+                config: *volume,
+                group: group_index(volume.group),
+                target: volume
+                    .target
+                    .map(|shard| target_index(&mut targets, shard, config.retained_max as usize)),
+                next_seq: volume.next_seq,
+            })
+            .collect();
+        let ids: Vec<VolumeId> = config.volumes.iter().map(|v| v.id).collect();
+        let groups = config
+            .groups
+            .iter()
+            .map(|group| Group {
+                id: group.id,
+                wanted_mirrors: u32::from(group.copies.max(1)) - 1,
+                policy: group.policy,
+                sets: OwnSets::new(ids.clone()),
+                confirmed: SetId(0),
+                broken: config.unclean.then_some(BrokenReason::MoverRestarted),
+            })
+            .collect();
+        let mirrors = config
+            .mirrors
+            .iter()
+            .map(|peer| Mirror {
+                shard: peer.shard,
+                grant_bytes: peer.grant_bytes,
+                budget_bytes: 0,
+                used_bytes: 0,
+                in_flight: 0,
+                backlog: VecDeque::new(),
+                up: false,
+            })
+            .collect();
+        Self {
+            me: config.me,
+            coordinator: config.coordinator,
+            epoch: config.epoch,
+            map_version: config.map_version,
+            in_flight_max: config.in_flight_max,
+            slab: Slab::new(config.retained_max),
+            volumes,
+            groups,
+            mirrors,
+            targets,
+            store: MirrorStore::new(config.mirrored_max),
+            order: RangeOrder::with_capacity(1024),
+            woken: Vec::with_capacity(64),
+            commands: VecDeque::with_capacity(1024),
+            counters: PrimaryCounters::default(),
+        }
+    }
+
+    /// Whether an update of `record_bytes` for the volume at index `volume` can be numbered now.
+    ///
+    /// # Errors
+    /// [`Full`] says what is short.
+    #[inline]
+    pub fn admit(&self, volume: u32, record_bytes: u32) -> Result<Admitted, Full> {
+        let group = &self.groups[self.volumes[volume as usize].group];
+        if self.slab.is_full() {
+            return Err(Full::Retained);
+        }
+        if group.broken.is_some() {
+            return Ok(Admitted { mirrors: 0 });
+        }
+        if group.sets.open().is_none() {
+            return Err(Full::NotStarted);
+        }
+        let first = match group.policy {
+            MirrorPolicy::Load => None,
+            MirrorPolicy::Partner(index) => Some(index),
+        };
+        choose(&self.mirrors, group.wanted_mirrors, first, record_bytes, self.in_flight_max)
+            .map(|mirrors| Admitted { mirrors })
+            .ok_or(Full::Mirrors)
+    }
+
+    /// Numbers an admitted update and sends its copies (G1, G2). The caller writes the header that
+    /// says what is returned before it carries out any command.
+    #[inline]
+    pub fn host_update(&mut self, admitted: Admitted, update: &HostUpdate) -> UpdateInfo {
+        let volume_index = update.volume as usize;
+        let volume = &mut self.volumes[volume_index];
+        let group = &mut self.groups[volume.group];
+        let seq = volume.next_seq;
+        volume.next_seq = seq.next();
+        let tracking = group.broken.is_some();
+        let set = if tracking { SetId(0) } else { group.sets.open().map_or(SetId(0), |s| s.id) };
+        let info = UpdateInfo {
+            kind: update.kind,
+            fua: update.fua,
+            payload_crc: update.payload_crc,
+            payload_len: update.payload_len,
+            volume: volume.config.id,
+            group: group.id,
+            origin: self.me.mover,
+            owner: self.me,
+            epoch: self.epoch,
+            map_version: self.map_version,
+            set,
+            seq,
+            extent: update.extent,
+            block_bytes: volume.config.block_bytes,
+            list_seq: update.list_seq,
+            time_ns: update.time_ns,
+            time_error_ns: update.time_error_ns,
+        };
+        let slot = self.slab.insert(Update {
+            seq,
+            set,
+            extent: update.extent,
+            buf: update.buf,
+            tag: update.tag,
+            mirrors: admitted.mirrors,
+            mirrors_pending: admitted.mirrors,
+            mirrors_travelling: admitted.mirrors,
+            payload_crc: update.payload_crc,
+            payload_len: update.payload_len,
+            record_bytes: update.record_bytes,
+            volume: update.volume,
+            next: NIL,
+            generation: 0,
+            kind: update.kind,
+            fua: update.fua,
+            flags: if tracking { RELEASED } else { 0 },
+        });
+        let mut crowded = self.slab.used() > self.slab.max() / 2;
+        if !tracking && let Some(open) = group.sets.open_mut() {
+            open.add(volume_index, &info);
+            self.slab.get_mut(slot).next = core::mem::replace(&mut open.head, slot);
+        }
+        match self.order.admit(slot, info.volume, update.extent) {
+            RangeAdmission::Ready => self.slab.get_mut(slot).flags |= FIRST_IN_RANGE,
+            RangeAdmission::Waits => self.counters.overlaps += 1,
+        }
+        let mut rest = admitted.mirrors;
+        while rest != 0 {
+            let index = rest.trailing_zeros();
+            rest &= rest - 1;
+            let mirror = &mut self.mirrors[index as usize];
+            mirror.in_flight += 1;
+            mirror.used_bytes += u64::from(update.record_bytes);
+            crowded |= mirror.used_bytes > mirror.budget_bytes / 2;
+            let token = self.slab.token(slot, index as u8);
+            let (to, buf) = (mirror.shard, update.buf);
+            self.commands.push_back(Command::SendRecord { to, role: RecordRole::Mirror, buf, token });
+        }
+        self.counters.updates += 1;
+        self.counters.bytes += u64::from(update.payload_len);
+        if crowded && !tracking {
+            self.ask_for_early_close(self.volumes[volume_index].group);
+        }
+        if admitted.mirrors == 0 {
+            self.became_safe(slot);
+        }
+        info
+    }
+
+    /// The caller's arena runs short: asks for the open sets to be closed early.
+    pub fn handle_pressure(&mut self) {
+        for group in 0..self.groups.len() {
+            self.ask_for_early_close(group);
+        }
+    }
+
+    #[cold]
+    fn ask_for_early_close(&mut self, group: usize) {
+        let group = &mut self.groups[group];
+        if group.broken.is_none()
+            && let Some(open) = group.sets.open_mut()
+            && !open.close_asked
+            && open.released
+            && open.head != NIL
+        {
+            open.close_asked = true;
+            let message = Message::CloseNow { group: group.id, set: open.id };
+            self.commands.push_back(Command::Send { to: self.coordinator, message });
+        }
+    }
+
+    /// The receiver of a record has stored it.
+    #[inline]
+    pub fn handle_delivered(&mut self, token: Token) {
+        let Some((slot, tag)) = self.slab.resolve(token) else {
+            debug_assert!(false, "a record is kept while it travels");
+            self.counters.unexpected += 1;
+            return;
+        };
+        if tag >= TAG_TARGET {
+            self.transferred(slot, tag - TAG_TARGET);
+            return;
+        }
+        let mirror = &mut self.mirrors[usize::from(tag)];
+        mirror.in_flight -= 1;
+        let more = !mirror.backlog.is_empty();
+        let update = self.slab.get_mut(slot);
+        update.mirrors_pending &= !(1 << tag);
+        update.mirrors_travelling &= !(1 << tag);
+        let safe = update.mirrors_pending == 0 && !update.has(SAFE);
+        if safe {
+            self.became_safe(slot);
+        }
+        self.free_if_unused(slot);
+        if more {
+            self.send_again(usize::from(tag));
+        }
+    }
+
+    /// As many movers as configured hold the update: it may go to the base (when its set is
+    /// released) and to the secondary.
+    #[inline]
+    fn became_safe(&mut self, slot: u32) {
+        self.slab.get_mut(slot).flags |= SAFE;
+        self.try_base(slot);
+        self.queue_transfer(slot);
+    }
+
+    /// Issues the base write if nothing stands against it (invariants 1, 2, 3, 5).
+    #[inline]
+    fn try_base(&mut self, slot: u32) {
+        let update = self.slab.get(slot);
+        if !update.has(SAFE | FIRST_IN_RANGE) || update.has(AT_BASE) {
+            return;
+        }
+        let volume = &self.volumes[update.volume as usize];
+        let set = update.set;
+        if set != SetId(0)
+            && !self.groups[volume.group].sets.get_mut(set).is_none_or(|set| set.released)
+        {
+            return;
+        }
+        let has_base = volume.config.has_base;
+        let command = Command::Write {
+            volume: volume.config.id,
+            kind: update.kind,
+            extent: update.extent,
+            fua: update.fua,
+            payload: match update.kind {
+                UpdateKind::Write => PayloadAt::Buf(update.buf),
+                UpdateKind::WriteZeroes | UpdateKind::Deallocate => PayloadAt::None,
+            },
+            token: self.slab.token(slot, TAG_BASE),
+        };
+        self.slab.get_mut(slot).flags |= AT_BASE;
+        if has_base {
+            self.commands.push_back(command);
+        } else {
+            self.fate(slot, NvmeStatus::SUCCESS);
+        }
+    }
+
+    /// The base has completed a write.
+    #[inline]
+    pub fn handle_written(&mut self, token: Token, status: NvmeStatus) {
+        let Some((slot, TAG_BASE)) = self.slab.resolve(token) else {
+            debug_assert!(false, "an update is kept until the base has completed it");
+            self.counters.unexpected += 1;
+            return;
+        };
+        if !status.is_ok() {
+            self.void(slot, status);
+        }
+        self.fate(slot, status);
+    }
+
+    /// The base refused the write: its number is void, and what the medium holds is unknown.
+    #[cold]
+    fn void(&mut self, slot: u32, status: NvmeStatus) {
+        let info = self.info(slot);
+        let update = self.slab.get_mut(slot);
+        update.flags |= VOID;
+        let (mirrors, index) = (update.mirrors, update.volume as usize);
+        self.counters.voids += 1;
+        let group = &mut self.groups[self.volumes[index].group];
+        if let Some(set) = group.sets.get_mut(info.set) {
+            set.void(index, &info);
+        }
+        let message =
+            Message::Void { group: info.group, volume: info.volume, set: info.set, seq: info.seq };
+        for (bit, mirror) in self.mirrors.iter().enumerate() {
+            if mirrors & 1 << bit != 0 {
+                let message = message.clone();
+                self.commands.push_back(Command::Send { to: mirror.shard, message });
+            }
+        }
+        let (volume, seq, extent) = (info.volume, info.seq, info.extent);
+        self.commands.push_back(Command::Report(Report::Void { volume, seq, extent, status }));
+    }
+
+    /// Completes the host command and lets go those that waited behind it.
+    #[inline]
+    fn fate(&mut self, slot: u32, status: NvmeStatus) {
+        let update = self.slab.get_mut(slot);
+        update.flags |= DONE;
+        let (tag, set, volume) = (update.tag, update.set, update.volume as usize);
+        self.counters.acknowledged += u64::from(status.is_ok());
+        self.commands.push_back(Command::CompleteHost { tag, status });
+        let mut woken = core::mem::take(&mut self.woken);
+        self.order.finish(slot, |ready| woken.push(ready));
+        for ready in &woken {
+            self.slab.get_mut(*ready).flags |= FIRST_IN_RANGE;
+        }
+        for ready in woken.drain(..) {
+            self.try_base(ready);
+        }
+        // A nested call may have left a smaller buffer; either serves.
+        self.woken = woken;
+        let group = self.volumes[volume].group;
+        if let Some(set) = self.groups[group].sets.get_mut(set) {
+            set.unfinished -= 1;
+            if set.switched && set.unfinished == 0 {
+                self.report_closed(group);
+            }
+        }
+        self.free_if_unused(slot);
+    }
+
+    fn report_closed(&mut self, group: usize) {
+        let group = &mut self.groups[group];
+        for set in group.sets.iter_mut() {
+            if set.switched && set.unfinished == 0 && !set.reported {
+                set.reported = true;
+                for facts in FactsPart::split(&set.facts()) {
+                    let message = Message::Closed { group: group.id, set: set.id, facts };
+                    self.commands.push_back(Command::Send { to: self.coordinator, message });
+                }
+            }
+        }
+    }
+
+    /// Frees the slot and its record when its set is confirmed, the host was told, and no send
+    /// refers to the record any more (invariant 8).
+    #[inline]
+    pub(super) fn free_if_unused(&mut self, slot: u32) {
+        let update = self.slab.get(slot);
+        if !update.has(RELEASED | DONE) || update.mirrors_travelling != 0 || update.has(TRAVELS) {
+            return;
+        }
+        let (buf, bytes, mut rest) = (update.buf, update.record_bytes, update.mirrors);
+        while rest != 0 {
+            self.mirrors[rest.trailing_zeros() as usize].used_bytes -= u64::from(bytes);
+            rest &= rest - 1;
+        }
+        self.slab.remove(slot);
+        self.commands.push_back(Command::Free { buf });
+    }
+
+    /// What the record of `slot` says.
+    fn info(&self, slot: u32) -> UpdateInfo {
+        let update = self.slab.get(slot);
+        let volume = &self.volumes[update.volume as usize].config;
+        UpdateInfo {
+            kind: update.kind,
+            fua: update.fua,
+            payload_crc: update.payload_crc,
+            payload_len: update.payload_len,
+            volume: volume.id,
+            group: volume.group,
+            origin: self.me.mover,
+            owner: self.me,
+            epoch: self.epoch,
+            map_version: self.map_version,
+            set: update.set,
+            seq: update.seq,
+            extent: update.extent,
+            block_bytes: volume.block_bytes,
+            list_seq: 0,
+            time_ns: 0,
+            time_error_ns: 0,
+        }
+    }
+
+    /// A record from another primary shard, stored and verified by the caller: a mirror copy.
+    #[inline]
+    pub fn handle_record(&mut self, from: ShardId, info: &UpdateInfo, buf: BufRef) -> RecordVerdict {
+        if info.epoch != self.epoch {
+            self.counters.stale_epoch += 1;
+            return RecordVerdict::StaleEpoch;
+        }
+        if self.store.is_confirmed(info.group, info.set) {
+            return RecordVerdict::NotNeeded;
+        }
+        if self.store.is_full() {
+            return RecordVerdict::Full;
+        }
+        self.store.insert(from, *info, buf);
+        RecordVerdict::Kept
+    }
+
+    /// A control message from `from`, sent in `epoch`.
+    pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
+        if epoch != self.epoch {
+            self.counters.stale_epoch += 1;
+            return;
+        }
+        match message {
+            Message::Budget { bytes } => {
+                match self.mirrors.iter_mut().find(|m| m.shard == from) {
+                    Some(mirror) => mirror.budget_bytes = bytes,
+                    None => self.counters.unexpected += 1,
+                }
+            }
+            Message::Prepare { group, set, map_version } => {
+                self.prepare(now, group, set, map_version);
+            }
+            Message::Release { group, set } => {
+                if let Some(group) = self.group_index(group) {
+                    self.release(now, group, set);
+                }
+            }
+            Message::Confirmed { group, set } => self.confirm(group, set),
+            Message::Void { group, volume, set, seq } => self.store.void(group, set, volume, seq),
+            Message::Resume { group, stored, .. } => self.resume_transfer(from, group, stored),
+            Message::Broken { group, reason } => self.track(group, reason),
+            Message::Prepared { .. }
+            | Message::Closed { .. }
+            | Message::Manifest { .. }
+            | Message::CloseNow { .. }
+            | Message::Stored { .. }
+            | Message::Apply { .. }
+            | Message::Applied { .. }
+            | Message::PauseApply { .. } => self.counters.unexpected += 1,
+        }
+    }
+
+    pub(super) fn group_index(&mut self, id: GroupId) -> Option<usize> {
+        let index = self.groups.iter().position(|g| g.id == id);
+        self.counters.unexpected += u64::from(index.is_none());
+        index
+    }
+
+    /// Switches to `set` and holds it (invariant 5). A repeated word changes nothing but is
+    /// answered, since the answer may have been lost with a restart.
+    fn prepare(&mut self, now: Nanos, id: GroupId, set: SetId, map_version: MapVersion) {
+        let Some(index) = self.group_index(id) else { return };
+        if self.groups[index].broken.is_some() {
+            return;
+        }
+        let open = self.groups[index].sets.open().map_or(SetId(0), |s| s.id);
+        if set > open {
+            // All have switched to the set before, or this word would not have been sent.
+            self.release(now, index, open);
+            let sets = &mut self.groups[index].sets;
+            if let Some(open) = sets.open_mut() {
+                open.switched = true;
+            }
+            sets.push(set, now);
+            self.map_version = map_version;
+            self.commands.push_back(Command::Report(Report::SetOpened { group: id, set }));
+        }
+        let message = Message::Prepared { group: id, set };
+        self.commands.push_back(Command::Send { to: self.coordinator, message });
+        self.report_closed(index);
+    }
+
+    fn release(&mut self, now: Nanos, index: usize, set: SetId) {
+        let group = &mut self.groups[index];
+        let id = group.id;
+        let Some(own) = group.sets.get_mut(set) else { return };
+        if own.released {
+            return;
+        }
+        own.released = true;
+        let held_ns = now.since(own.opened_at);
+        let mut slot = own.head;
+        self.commands.push_back(Command::Report(Report::Held { group: id, set, held_ns }));
+        // Oldest first is not needed: those that overlap wait for one another by themselves.
+        while slot != NIL {
+            let next = self.slab.get(slot).next;
+            self.try_base(slot);
+            slot = next;
+        }
+    }
+
+    /// The secondary has all sets up to `set`: their records may go here, the held copies too.
+    fn confirm(&mut self, id: GroupId, set: SetId) {
+        let commands = &mut self.commands;
+        self.store.confirm(id, set, |buf| commands.push_back(Command::Free { buf }));
+        let Some(index) = self.group_index(id) else { return };
+        self.groups[index].confirmed = self.groups[index].confirmed.max(set);
+        while let Some(own) = self.groups[index].sets.pop_through(set) {
+            self.let_go(own.head);
+            self.groups[index].sets.recycle(own);
+        }
+    }
+
+    fn let_go(&mut self, head: u32) {
+        let mut slot = head;
+        while slot != NIL {
+            let update = self.slab.get_mut(slot);
+            let next = core::mem::replace(&mut update.next, NIL);
+            update.flags |= RELEASED;
+            self.free_if_unused(slot);
+            slot = next;
+        }
+    }
+
+    /// The group can form no sets before a resynchronisation: what is under way is finished
+    /// without them, and nothing is retained any more (invariant 10).
+    fn track(&mut self, id: GroupId, reason: BrokenReason) {
+        let Some(index) = self.group_index(id) else { return };
+        if self.groups[index].broken.is_some() {
+            return;
+        }
+        self.groups[index].broken = Some(reason);
+        self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
+        let commands = &mut self.commands;
+        self.store.confirm(id, SetId(u64::MAX), |buf| commands.push_back(Command::Free { buf }));
+        for set in self.groups[index].sets.iter_mut() {
+            set.released = true;
+            set.reported = true;
+        }
+        let heads: Vec<u32> = self.groups[index].sets.iter().map(|s| s.head).collect();
+        for head in heads.iter().copied() {
+            let mut slot = head;
+            while slot != NIL {
+                let next = self.slab.get(slot).next;
+                if !self.slab.get(slot).has(SAFE) {
+                    self.slab.get_mut(slot).flags |= SAFE;
+                }
+                self.try_base(slot);
+                slot = next;
+            }
+        }
+        while let Some(own) = self.groups[index].sets.pop_through(SetId(u64::MAX)) {
+            self.let_go(own.head);
+            self.groups[index].sets.recycle(own);
+        }
+    }
+
+    /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
+    pub fn handle_peer_up(&mut self, peer: ShardId) {
+        if peer == self.coordinator {
+            self.greet_coordinator();
+        }
+        if let Some(index) = self.mirrors.iter().position(|m| m.shard == peer) {
+            self.mirror_restarted(index);
+        }
+        if let Some(index) = self.targets.iter().position(|t| t.shard == peer) {
+            self.target_restarted(index);
+        }
+    }
+
+    /// Tells a new coordinator what this shard knows of each group, so that it goes on where the
+    /// last one stood.
+    fn greet_coordinator(&mut self) {
+        let to = self.coordinator;
+        for group in &self.groups {
+            let message = match group.broken {
+                Some(reason) => Message::Broken { group: group.id, reason },
+                None => Message::Resume {
+                    group: group.id,
+                    stored: group.confirmed,
+                    applied: group.sets.open().map_or(SetId(0), |s| s.id),
+                },
+            };
+            self.commands.push_back(Command::Send { to, message });
+            for set in group.sets.iter().filter(|set| set.reported) {
+                for facts in FactsPart::split(&set.facts()) {
+                    let message = Message::Closed { group: group.id, set: set.id, facts };
+                    self.commands.push_back(Command::Send { to, message });
+                }
+            }
+        }
+    }
+
+    /// A mirror target lost its copies, or is there for the first time: grants it its budget and
+    /// sends again what it held.
+    fn mirror_restarted(&mut self, index: usize) {
+        let bit = 1_u64 << index;
+        let mirror = &mut self.mirrors[index];
+        mirror.up = true;
+        mirror.in_flight = 0;
+        mirror.backlog.clear();
+        let message = Message::Budget { bytes: mirror.grant_bytes };
+        self.commands.push_back(Command::Send { to: mirror.shard, message });
+        let confirmed: Vec<u32> =
+            self.slab.used_slots().filter(|s| self.slab.get(*s).has(RELEASED)).collect();
+        for slot in confirmed {
+            self.slab.get_mut(slot).mirrors_travelling &= !bit;
+            self.free_if_unused(slot);
+        }
+        for slot in self.retained_slots() {
+            let update = self.slab.get_mut(slot);
+            if update.mirrors & bit != 0 {
+                update.mirrors_pending |= bit;
+                update.mirrors_travelling &= !bit;
+                let token = self.slab.token(slot, index as u8);
+                self.mirrors[index].backlog.push_back(token);
+            }
+        }
+        self.send_again(index);
+    }
+
+    fn send_again(&mut self, index: usize) {
+        while self.mirrors[index].in_flight < self.in_flight_max {
+            let Some(token) = self.mirrors[index].backlog.pop_front() else { return };
+            let Some((slot, _)) = self.slab.resolve(token) else { continue };
+            let update = self.slab.get_mut(slot);
+            update.mirrors_travelling |= 1 << index;
+            let (to, buf) = (self.mirrors[index].shard, update.buf);
+            self.mirrors[index].in_flight += 1;
+            self.commands.push_back(Command::SendRecord { to, role: RecordRole::Mirror, buf, token });
+        }
+    }
+
+    /// The slots of all updates in sets, older sets first, older updates first.
+    pub(super) fn retained_slots(&self) -> Vec<u32> {
+        let mut slots = Vec::new();
+        for set in self.groups.iter().flat_map(|g| g.sets.iter()) {
+            let start = slots.len();
+            let mut slot = set.head;
+            while slot != NIL {
+                slots.push(slot);
+                slot = self.slab.get(slot).next;
+            }
+            slots[start..].reverse();
+        }
+        slots
+    }
+
+    /// The next thing to do, in order.
+    #[inline]
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// Counts since launch.
+    #[must_use]
+    pub fn counters(&self) -> PrimaryCounters {
+        self.counters
+    }
+
+    /// Updates retained now, and copies held for others.
+    #[must_use]
+    pub fn retained(&self) -> (u32, u32) {
+        (self.slab.used(), self.store.len())
+    }
+
+    /// Whether nothing is retained: a clean stop loses nothing.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.slab.used() == 0
+    }
+
+    /// The number of each volume's next update, for the store.
+    pub fn next_seqs(&self) -> impl Iterator<Item = (VolumeId, Seq)> {
+        self.volumes.iter().map(|v| (v.config.id, v.next_seq))
+    }
+
+    /// The groups, for status.
+    pub fn groups(&self) -> impl Iterator<Item = GroupView> {
+        self.groups.iter().map(|group| GroupView {
+            id: group.id,
+            open: group.sets.open().map_or(SetId(0), |s| s.id),
+            confirmed: group.confirmed,
+            broken: group.broken,
+        })
+    }
+
+    /// Up to `max` retained updates, newest sets last (G5).
+    #[must_use]
+    pub fn ledger(&self, volume: Option<VolumeId>, max: usize) -> Vec<LedgerView> {
+        let wanted = |slot: &u32| {
+            let index = self.slab.get(*slot).volume as usize;
+            volume.is_none_or(|v| self.volumes[index].config.id == v)
+        };
+        self.retained_slots().into_iter().filter(wanted).take(max).map(|s| self.view(s)).collect()
+    }
+
+    fn view(&self, slot: u32) -> LedgerView {
+        let update = self.slab.get(slot);
+        let volume = &self.volumes[update.volume as usize];
+        let mirrored_to = self
+            .mirrors
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| update.mirrors & 1 << bit != 0)
+            .map(|(bit, mirror)| (mirror.shard, update.mirrors_pending & 1 << bit == 0))
+            .collect();
+        LedgerView {
+            volume: volume.config.id,
+            seq: update.seq,
+            set: update.set,
+            kind: update.kind,
+            extent: update.extent,
+            mirrored_to,
+            target: volume.config.target.map(|shard| (shard, update.has(TRANSFERRED))),
+            acknowledged: update.has(DONE) && !update.has(VOID),
+            void: update.has(VOID),
+        }
+    }
+
+    /// The copies held for others (G5).
+    pub fn mirrored(&self) -> impl Iterator<Item = &Mirrored> {
+        self.store.iter()
+    }
+}
+
+impl PrimaryShard {
+    /// Whether the group at the volume's index also numbers over all volumes of the mover (G7).
+    #[must_use]
+    pub fn numbers_by_mover(config: &PrimaryConfig, volume: u32) -> bool {
+        let group = config.volumes[volume as usize].group;
+        config.groups.iter().any(|g| g.id == group && g.numbering == Numbering::Mover)
+    }
+}
