@@ -479,11 +479,8 @@ impl Boundary {
         group.confirmed = set;
         while group.sets.front().is_some_and(|s| s.id <= set) {
             if let Some(done) = group.sets.pop_front() {
-                let report = Report::SetState {
-                    group: group.id,
-                    set: done.id,
-                    state: SetState::Received,
-                };
+                let report =
+                    Report::SetState { group: group.id, set: done.id, state: SetState::Received };
                 self.commands.push_back(Command::Report(report));
             }
         }

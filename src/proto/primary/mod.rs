@@ -18,9 +18,7 @@ mod shard;
 mod slab;
 mod transfer;
 
-pub use config::{
-    GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig,
-};
+pub use config::{GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
 pub use mirror_store::Mirrored;
 pub use shard::{
     Admitted, Full, GroupView, HostUpdate, LedgerView, PrimaryCounters, PrimaryShard, RecordVerdict,

@@ -342,7 +342,12 @@ impl PrimaryShard {
             crowded |= mirror.used_bytes > mirror.budget_bytes / 2;
             let token = self.slab.token(slot, index as u8);
             let (to, buf) = (mirror.shard, update.buf);
-            self.commands.push_back(Command::SendRecord { to, role: RecordRole::Mirror, buf, token });
+            self.commands.push_back(Command::SendRecord {
+                to,
+                role: RecordRole::Mirror,
+                buf,
+                token,
+            });
         }
         self.counters.updates += 1;
         self.counters.bytes += u64::from(update.payload_len);
@@ -571,7 +576,12 @@ impl PrimaryShard {
 
     /// A record from another primary shard, stored and verified by the caller: a mirror copy.
     #[inline]
-    pub fn handle_record(&mut self, from: ShardId, info: &UpdateInfo, buf: BufRef) -> RecordVerdict {
+    pub fn handle_record(
+        &mut self,
+        from: ShardId,
+        info: &UpdateInfo,
+        buf: BufRef,
+    ) -> RecordVerdict {
         if info.epoch != self.epoch {
             self.counters.stale_epoch += 1;
             return RecordVerdict::StaleEpoch;
@@ -593,12 +603,10 @@ impl PrimaryShard {
             return;
         }
         match message {
-            Message::Budget { bytes } => {
-                match self.mirrors.iter_mut().find(|m| m.shard == from) {
-                    Some(mirror) => mirror.budget_bytes = bytes,
-                    None => self.counters.unexpected += 1,
-                }
-            }
+            Message::Budget { bytes } => match self.mirrors.iter_mut().find(|m| m.shard == from) {
+                Some(mirror) => mirror.budget_bytes = bytes,
+                None => self.counters.unexpected += 1,
+            },
             Message::Prepare { group, set, map_version } => {
                 self.prepare(now, group, set, map_version);
             }
@@ -799,7 +807,12 @@ impl PrimaryShard {
             update.mirrors_travelling |= 1 << index;
             let (to, buf) = (self.mirrors[index].shard, update.buf);
             self.mirrors[index].in_flight += 1;
-            self.commands.push_back(Command::SendRecord { to, role: RecordRole::Mirror, buf, token });
+            self.commands.push_back(Command::SendRecord {
+                to,
+                role: RecordRole::Mirror,
+                buf,
+                token,
+            });
         }
     }
 
