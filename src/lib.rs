@@ -5,4 +5,5 @@ extern crate alloc;
 
 pub mod mem;
 pub mod proto;
+pub mod runtime;
 pub mod wire;
