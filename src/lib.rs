@@ -4,6 +4,7 @@
 extern crate alloc;
 
 pub mod mem;
+pub mod config;
 pub mod proto;
 pub mod runtime;
 pub mod wire;

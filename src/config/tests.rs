@@ -1,0 +1,235 @@
+use super::*;
+use std::path::PathBuf;
+
+fn examples(directory: &str) -> Vec<Loaded> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples").join(directory);
+    let mut files: Vec<_> =
+        std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|file| Mover::load(file).unwrap_or_else(|error| panic!("{error}"))).collect()
+}
+
+fn lab() -> String {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(root.join("examples/lab/p1.toml")).unwrap()
+}
+
+fn parse(text: &str) -> Result<Loaded, ConfigError> {
+    Mover::parse("p1.toml", text)
+}
+
+/// The faults of `text`, one per line, as an operator sees them.
+fn faults(text: &str) -> String {
+    match parse(text) {
+        Ok(loaded) => loaded.warnings.iter().map(Fault::to_string).collect::<Vec<_>>().join("\n"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The lab's example with one piece of text replaced, which must be there.
+fn with(from: &str, to: &str) -> String {
+    let text = lab();
+    assert!(text.contains(from), "{from}");
+    text.replacen(from, to, 1)
+}
+
+#[test]
+fn examples_are_valid_and_agree_with_each_other() {
+    for directory in ["lab", "bare-metal"] {
+        let files = examples(directory);
+        assert_eq!(files.len(), 3);
+        assert_eq!(cluster::cross_check(&files), []);
+    }
+}
+
+#[test]
+fn what_is_rendered_reads_back_the_same() {
+    for loaded in examples("lab").into_iter().chain(examples("bare-metal")) {
+        let text = loaded.mover.render().unwrap();
+        let again =
+            Mover::parse("rendered", &text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(again.mover, loaded.mover);
+    }
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let mover = parse(&lab()).unwrap().mover;
+    assert_eq!(mover.mover.hugepage_mib, hugepage_mib_needed(1, 64));
+    assert_eq!(mover.api.socket, PathBuf::from("/dev/shm/setline/p1/api.sock"));
+    let group = &mover.groups[0];
+    assert_eq!(group.copies_secondary, 1, "as many as there are movers");
+    let places: Vec<_> = group.volumes.iter().map(|v| (&*v.mover, &*v.target.mover)).collect();
+    assert_eq!(places, [("p1", "s1"), ("p2", "s1")], "volumes are spread evenly");
+    assert_eq!(group.volumes[0].uuid, Uuid::derive(&group.nqn, "ledger"));
+    assert_eq!(group.volumes[0].nguid.0, group.volumes[0].uuid.0);
+}
+
+#[test]
+fn every_mover_spreads_open_volumes_alike() {
+    let files = examples("bare-metal");
+    let places = |loaded: &Loaded| {
+        let volumes = loaded.mover.groups[0].volumes.iter();
+        volumes.map(|v| (v.mover.clone(), v.poller, v.target.poller)).collect::<Vec<_>>()
+    };
+    assert!(files.iter().all(|file| places(file) == places(&files[0])));
+    assert_eq!(places(&files[0])[1].2, 1, "the second volume goes to the target's next poller");
+}
+
+#[test]
+fn all_faults_are_reported_at_once_with_their_places() {
+    let text = r#"
+[mover]
+name = "p 1"
+id = 70000
+site = "here"
+role = "first"
+cores = [0, 0, 9999]
+arena = 64
+idle = "spin"
+
+[[port]]
+name = "a"
+kind = "memif"
+socket = "relative.sock"
+memif_role = "server"
+ip = "10.0.0.1"
+mtu_bytes = 64
+
+[[peer]]
+id = 2
+name = "p2"
+site = "here"
+role = "primary"
+port = "b"
+ip = "10.0.0.2"
+
+[[group]]
+name = "g"
+id = 1
+nqn = "bank"
+period_ms = 5
+colour = "red"
+
+[[group.volume]]
+name = "v"
+id = 1
+nsid = 1
+block_bytes = 520
+size_mib = 1.5
+base = { kind = "file" }
+target = { mover = "p2", base = { kind = "disk" } }
+"#;
+    assert_eq!(faults(text), include_str!("golden/faults.txt").trim_end());
+}
+
+#[test]
+fn a_syntax_fault_says_where() {
+    assert_eq!(
+        faults("[mover]\nname = \nid = 1\n"),
+        "p1.toml:2:8: error: found string values must be quoted, expected literal string; \
+         allowed: a TOML 1.1 document"
+    );
+}
+
+#[test]
+fn a_misspelt_key_is_refused_and_the_right_one_named() {
+    assert_eq!(
+        faults(&with("arena_mib", "arena_mb")).lines().next().unwrap(),
+        "p1.toml:11:1: error: mover.arena_mb: found an unknown key; allowed: `arena_mib` (if that \
+         was meant), or one of arena_mib, arena_mirror_percent, control_core, cores, hugepage_mib, \
+         id, idle, idle_rounds, log, log_format, name, role, run_dir, site, sleep_us, store"
+    );
+}
+
+#[test]
+fn one_copy_is_said_loudly() {
+    let said = faults(&with("copies = 2 ", "copies = 1 "));
+    assert!(
+        said.contains("warning: group[0].copies: copies = 1: group \"bank\" is NOT PROTECTED"),
+        "{said}"
+    );
+    // One primary mover cannot hold two copies.
+    let second = lab();
+    let start = second.find("[[port]]\nname = \"to-p2\"").unwrap();
+    let end = second.find("[[port]]\nname = \"to-s1\"").unwrap();
+    let one = format!("{}{}", &second[..start], &second[end..]);
+    let said = faults(&one);
+    assert!(said.contains("group[0].copies: found 2 copies; allowed: at most 1"), "{said}");
+    let said = faults(&one.replace("copies = 2 ", "copies = 1 "));
+    assert!(said.contains("one mover holds one copy: group \"bank\" is NOT PROTECTED"), "{said}");
+}
+
+#[test]
+fn keys_that_do_not_go_together_are_refused() {
+    let cases = [
+        (with("copies = 2 ", "copies = 3 "), "at most 2, the movers of the primary site"),
+        (
+            with("nsid = 2", "nsid = 1"),
+            "group[0].volume[1].nsid: found 1, which is group[0].volume[0].nsid already",
+        ),
+        (with("id = 2\nnsid", "id = 1\nnsid"), "a volume's number, over all groups, once only"),
+        (
+            with("name = \"index\"", "name = \"ledger\""),
+            "a volume's name within its group once only",
+        ),
+        (with("ip = \"10.77.12.1/30\"", "ip = \"10.77.9.1/30\""), "peer[0].ip: found"),
+        (with("port = \"to-p2\"", "port = \"to-s1\""), "a memif port leads to one peer"),
+        (
+            with("port = \"to-p2\"", "port = \"to-p9\""),
+            "a port of this mover: \"to-p2\", \"to-s1\"",
+        ),
+        (with("role = \"secondary\"", "role = \"primary\""), "one primary and one secondary site"),
+        (with("arena_mib = 64", "arena_mib = 16"), "at least 20 for 1 groups and 1 pollers"),
+        (
+            with("arena_mib = 64", "arena_mib = 64\nhugepage_mib = 100"),
+            "mover.hugepage_mib: found 100",
+        ),
+        (with("cores = [0]", "cores = []"), "at least one core"),
+        (with("id = 2\nname", "id = 1\nname"), "peer[0].id: found 1, which is mover.id already"),
+    ];
+    for (text, expected) in cases {
+        let said = faults(&text);
+        assert!(said.contains(expected), "{expected:?} not in:\n{said}");
+    }
+}
+
+#[test]
+fn sockets_that_the_kernel_would_refuse_are_refused_here() {
+    let long = "x".repeat(100);
+    let said = faults(&with(
+        "directory = \"/dev/shm/setline/p1\"",
+        &format!("directory = \"/dev/shm/{long}\""),
+    ));
+    assert!(said.contains("at most 107 bytes for DIRECTORY/GROUP/cntrl"), "{said}");
+}
+
+#[test]
+fn two_disks_in_one_place_are_refused_only_at_one_mover() {
+    let same = with("primary-index.img", "primary-ledger.img");
+    assert!(!faults(&same).contains("a disk once only"), "volumes of two machines");
+    let text = same.replacen("size_mib = 64\nbase", "size_mib = 64\nmover = \"p1\"\nbase", 2);
+    assert!(faults(&text).contains("a disk once only"), "{}", faults(&text));
+}
+
+#[test]
+fn files_that_disagree_are_told_apart() {
+    let mut files = examples("lab");
+    let text = std::fs::read_to_string(
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/lab/p2.toml"),
+    )
+    .unwrap()
+    .replace("period_ms = 100 ", "period_ms = 200 ")
+    .replacen("mtu_bytes = 9000", "mtu_bytes = 1500", 1)
+    .replace("name = \"p2\"\nid = 2", "name = \"p2\"\nid = 7");
+    files[1] = Mover::parse("p2.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+    let said: Vec<String> = cluster::cross_check(&files).iter().map(Fault::to_string).collect();
+    let said = said.join("\n");
+    for expected in [
+        "p2.toml:58:1: error: group[0]: found a group that differs from",
+        "peer[0].id: found 2; allowed: 7, as in p2.toml",
+        "found a path with an MTU of 1500 bytes here; allowed: 9000 bytes",
+    ] {
+        assert!(said.contains(expected), "{expected:?} not in:\n{said}");
+    }
+}

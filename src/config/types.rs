@@ -1,0 +1,539 @@
+//! The configuration's types: plain, complete values. Field names are the file's keys.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::address::{Cidr, Mac};
+use super::identity::{Nguid, Uuid};
+
+/// Everything one mover is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mover {
+    /// The mover itself.
+    pub mover: Identity,
+    /// Where it answers operators.
+    pub api: Api,
+    /// How its links to other movers behave.
+    pub link: Link,
+    /// Where received sets are kept before they are applied; there at the secondary site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Journal>,
+    /// Its network ports.
+    #[serde(rename = "port")]
+    pub ports: Vec<Port>,
+    /// All other movers of both sites.
+    #[serde(rename = "peer", skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Peer>,
+    /// Where hosts reach it.
+    #[serde(rename = "listener", skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Listener>,
+    /// All groups; the same in every mover's file.
+    #[serde(rename = "group", skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+}
+
+/// `[mover]`: who it is and what of the machine it may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Identity {
+    /// Name, unique over both sites.
+    pub name: String,
+    /// Number, unique over both sites, 1 or more.
+    pub id: u16,
+    /// Name of its site.
+    pub site: String,
+    /// What its site does.
+    pub role: Role,
+    /// One pinned poller per core; the position is the poller's index.
+    pub cores: Vec<u16>,
+    /// Core of the control thread; not pinned when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_core: Option<u16>,
+    /// Update arena of each poller, MiB of hugepage memory.
+    pub arena_mib: u32,
+    /// Share of each arena that other movers' mirrors may take, percent.
+    pub arena_mirror_percent: u8,
+    /// What a poller does when it finds no work.
+    pub idle: Idle,
+    /// Empty loop turns before the poller yields or sleeps.
+    pub idle_rounds: u32,
+    /// Length of one sleep, microseconds.
+    pub sleep_us: u32,
+    /// Directory for the run time's sockets and pid file.
+    pub run_dir: PathBuf,
+    /// The embedded store's file.
+    pub store: PathBuf,
+    /// Hugepage memory the process takes at start, MiB.
+    pub hugepage_mib: u32,
+    /// Least severe level that is logged.
+    pub log: LogLevel,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// What a site does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Takes hosts' updates.
+    Primary,
+    /// Receives and applies sets.
+    Secondary,
+}
+
+/// What a poller does when it finds no work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Idle {
+    /// Looks again at once: for cores of its own.
+    Spin,
+    /// Gives the core away after `idle_rounds` empty turns: for shared cores.
+    Yield,
+    /// Sleeps `sleep_us` after `idle_rounds` empty turns: for laptops and labs.
+    Sleep,
+}
+
+/// Least severe level that is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Faults that need somebody.
+    Error,
+    /// Things that promise less than they should.
+    Warn,
+    /// State transitions.
+    Info,
+    /// Control messages.
+    Debug,
+    /// Everything that is not on the data path.
+    Trace,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `[api]`: where the mover answers operators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Api {
+    /// Unix socket.
+    pub socket: PathBuf,
+    /// TCP address, `ADDRESS:PORT`; none when absent. There is no access control on it yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[link]`: how links between movers behave. The same at all movers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Poller `i` listens at UDP port `udp_port + i`.
+    pub udp_port: u16,
+    /// Shortest time to a retransmission, microseconds.
+    pub rto_us_min: u32,
+    /// Longest time to a retransmission, milliseconds.
+    pub rto_ms_max: u32,
+    /// Packets in flight per channel of a link.
+    pub window_packets: u16,
+    /// Longest time an acknowledgement waits for company, microseconds.
+    pub ack_delay_us: u32,
+    /// Time between signs of life on an idle link, milliseconds.
+    pub heartbeat_ms: u32,
+    /// Silence after which a peer counts as gone, milliseconds.
+    pub silence_ms_max: u32,
+}
+
+/// `[journal]`: where the secondary keeps sets before it applies them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Journal {
+    /// The device or file. Never [`Disk::None`].
+    #[serde(flatten)]
+    pub disk: Disk,
+    /// Its size, MiB.
+    pub size_mib: u64,
+}
+
+/// `[[port]]`: a DPDK port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Port {
+    /// Name, unique within the mover.
+    pub name: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: PortKind,
+    /// Its IPv4 address and the length of its subnet's prefix.
+    pub ip: Cidr,
+    /// Router to peers outside the subnet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Largest IPv4 packet, bytes.
+    pub mtu_bytes: u16,
+    /// The poller that owns its only queue pair; one queue pair on every poller when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poller: Option<u8>,
+    /// IEEE 802.1Q tag of all frames.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// Its MAC address, where the kind leaves that open; the driver's when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+}
+
+/// What a port is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind")]
+pub enum PortKind {
+    /// A NIC that DPDK drives.
+    #[serde(rename = "pci")]
+    Pci {
+        /// `DDDD:BB:DD.F`.
+        pci_address: String,
+    },
+    /// Shared memory to one other process on this machine.
+    #[serde(rename = "memif")]
+    Memif {
+        /// Unix socket through which the two ends meet.
+        socket: PathBuf,
+        /// Which end it is.
+        memif_role: MemifRole,
+        /// Interface number on that socket; the same at both ends.
+        memif_id: u32,
+    },
+    /// A Linux interface through AF_XDP.
+    #[serde(rename = "af_xdp")]
+    AfXdp {
+        /// Interface name.
+        interface: String,
+    },
+    /// A Linux interface through AF_PACKET.
+    #[serde(rename = "af_packet")]
+    AfPacket {
+        /// Interface name.
+        interface: String,
+    },
+    /// DPDK rings within one process: tests and benchmarks.
+    #[serde(rename = "ring")]
+    Ring {
+        /// The name both ends share.
+        ring: String,
+    },
+}
+
+/// Which end of a memif a port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemifRole {
+    /// Creates the socket.
+    Server,
+    /// Connects to it, and provides the memory.
+    Client,
+}
+
+/// `[[peer]]`: another mover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Its number.
+    pub id: u16,
+    /// Its name.
+    pub name: String,
+    /// Its site.
+    pub site: String,
+    /// What its site does.
+    pub role: Role,
+    /// Number of its pollers.
+    pub pollers: u8,
+    /// How its pollers are reached.
+    #[serde(rename = "path")]
+    pub paths: Vec<PeerPath>,
+}
+
+/// How pollers here reach pollers of a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerPath {
+    /// The poller here; any when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poller: Option<u8>,
+    /// The poller there; any when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_poller: Option<u8>,
+    /// Name of the port here that leads there.
+    pub port: String,
+    /// Address there.
+    pub ip: Ipv4Addr,
+    /// MAC address there; asked for by ARP when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+}
+
+/// `[[listener]]`: where hosts reach the mover's volumes as NVMe-oF namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Listener {
+    /// Hosts on this machine.
+    VfioUser {
+        /// One directory per group is made below it; see [`Group::vfio_user_directory`].
+        directory: PathBuf,
+    },
+    /// NVMe/TCP.
+    Tcp {
+        /// Address to listen at.
+        address: IpAddr,
+        /// Port to listen at.
+        port: u16,
+    },
+}
+
+/// `[[group]]`: volumes that are cut together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// Name, unique.
+    pub name: String,
+    /// Number, unique, 1 or more.
+    pub id: u16,
+    /// NQN of the subsystem that hosts see.
+    pub nqn: String,
+    /// Its serial number; derived from the NQN when the file has none.
+    pub serial: String,
+    /// Formation period, milliseconds (F2).
+    pub period_ms: u64,
+    /// Movers of the primary site that hold an update before it is acknowledged (G6).
+    pub copies: u8,
+    /// Movers of the secondary site that hold an update before it counts as received (T2).
+    pub copies_secondary: u8,
+    /// Scope of sequence numbers (G7).
+    pub numbering: Numbering,
+    /// How the mirror target is chosen (G6).
+    pub mirror_policy: MirrorPolicy,
+    /// With [`MirrorPolicy::Partner`]: each mover's fixed partner, by name; complete.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub partners: BTreeMap<String, String>,
+    /// Its volumes.
+    #[serde(rename = "volume")]
+    pub volumes: Vec<Volume>,
+}
+
+/// Scope of sequence numbers (G7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Numbering {
+    /// Per volume.
+    Volume,
+    /// Beside that, one list over all volumes of a mover.
+    Mover,
+}
+
+/// How the mirror target is chosen (G6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MirrorPolicy {
+    /// Any mover, the least loaded first.
+    Load,
+    /// A fixed partner.
+    Partner,
+}
+
+/// `[[group.volume]]`: a volume pair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Volume {
+    /// Name, unique within the group.
+    pub name: String,
+    /// Number, unique over all groups, 1 or more.
+    pub id: u32,
+    /// NVMe namespace id within the group's subsystem.
+    pub nsid: u32,
+    /// Block size, bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Size, MiB.
+    pub size_mib: u64,
+    /// Namespace UUID; derived from names when the file has none.
+    pub uuid: Uuid,
+    /// Namespace NGUID; the UUID's bytes when the file has none.
+    pub nguid: Nguid,
+    /// Name of the responsible mover of the primary site; spread evenly when the file has none.
+    pub mover: String,
+    /// Its poller; spread evenly when the file has none.
+    pub poller: u8,
+    /// Where the primary's data lies.
+    pub base: Disk,
+    /// Where the copy goes.
+    pub target: Target,
+}
+
+/// `target` of a volume: its copy at the secondary site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Target {
+    /// Name of the mover of the secondary site; spread evenly when the file has none.
+    pub mover: String,
+    /// Its poller; spread evenly when the file has none.
+    pub poller: u8,
+    /// Where the copy lies.
+    pub base: Disk,
+}
+
+/// Where blocks lie.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Disk {
+    /// A local NVMe namespace through SPDK's own driver.
+    NvmePci {
+        /// `DDDD:BB:DD.F`.
+        address: String,
+        /// Namespace id there.
+        nsid: u32,
+    },
+    /// A remote namespace over NVMe/TCP.
+    NvmeTcp {
+        /// Address.
+        address: IpAddr,
+        /// Port.
+        port: u16,
+        /// NQN of the remote subsystem.
+        nqn: String,
+        /// Namespace id there.
+        nsid: u32,
+    },
+    /// A namespace that another process of this machine offers.
+    VfioUser {
+        /// Directory with the socket `cntrl`.
+        directory: PathBuf,
+        /// NQN of the subsystem there.
+        nqn: String,
+        /// Namespace id there.
+        nsid: u32,
+    },
+    /// A file, opened with O_DIRECT; it must exist and have the size.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// How it is read and written.
+        engine: FileEngine,
+    },
+    /// Memory, lost with the process.
+    Malloc,
+    /// Nothing: a write-only leg; its reads are refused.
+    None,
+}
+
+/// How a file is read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileEngine {
+    /// Linux asynchronous I/O.
+    Aio,
+    /// io_uring.
+    Uring,
+}
+
+/// A mover as its peers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// Its number.
+    pub id: u16,
+    /// Its name.
+    pub name: &'a str,
+    /// Its site.
+    pub site: &'a str,
+    /// What its site does.
+    pub role: Role,
+    /// Number of its pollers.
+    pub pollers: u8,
+}
+
+impl Mover {
+    /// All movers of both sites, this one among them, by ascending number.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member<'_>> {
+        let me = &self.mover;
+        let mut members = vec![Member {
+            id: me.id,
+            name: &me.name,
+            site: &me.site,
+            role: me.role,
+            pollers: u8::try_from(me.cores.len()).unwrap_or(u8::MAX),
+        }];
+        members.extend(self.peers.iter().map(|peer| Member {
+            id: peer.id,
+            name: &peer.name,
+            site: &peer.site,
+            role: peer.role,
+            pollers: peer.pollers,
+        }));
+        members.sort_by_key(|member| member.id);
+        members
+    }
+
+    /// The movers of one site, by ascending number.
+    #[must_use]
+    pub fn members_of(&self, role: Role) -> Vec<Member<'_>> {
+        let mut members = self.members();
+        members.retain(|member| member.role == role);
+        members
+    }
+
+    /// The mover called `name`.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<Member<'_>> {
+        self.members().into_iter().find(|member| member.name == name)
+    }
+
+    /// The port called `name`.
+    #[must_use]
+    pub fn port(&self, name: &str) -> Option<&Port> {
+        self.ports.iter().find(|port| port.name == name)
+    }
+
+    /// Whether anything here sits on the PCI bus; without, EAL need not look at it.
+    #[must_use]
+    pub fn uses_pci(&self) -> bool {
+        let disk = |disk: &Disk| matches!(disk, Disk::NvmePci { .. });
+        self.ports.iter().any(|port| matches!(port.kind, PortKind::Pci { .. }))
+            || self.journal.as_ref().is_some_and(|journal| disk(&journal.disk))
+            || self.groups.iter().flat_map(|group| &group.volumes).any(|volume| {
+                (volume.mover == self.mover.name && disk(&volume.base))
+                    || (volume.target.mover == self.mover.name && disk(&volume.target.base))
+            })
+    }
+}
+
+impl Peer {
+    /// How poller `poller` here reaches poller `peer_poller` there: the first path that fits.
+    #[must_use]
+    pub fn path(&self, poller: u8, peer_poller: u8) -> Option<&PeerPath> {
+        self.paths.iter().find(|path| {
+            path.poller.is_none_or(|p| p == poller)
+                && path.peer_poller.is_none_or(|p| p == peer_poller)
+        })
+    }
+}
+
+impl Group {
+    /// The directory of this group's vfio-user endpoint below a listener's `directory`; the socket
+    /// in it is called `cntrl`.
+    #[must_use]
+    pub fn vfio_user_directory(&self, directory: &Path) -> PathBuf {
+        directory.join(&self.name)
+    }
+}
+
+impl Volume {
+    /// Size in blocks.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        (self.size_mib << 20) / u64::from(self.block_bytes.max(1))
+    }
+}
+
+impl Disk {
+    /// Whether what is written is lost when the process ends.
+    #[must_use]
+    pub fn is_volatile(&self) -> bool {
+        matches!(self, Self::Malloc)
+    }
+}
