@@ -3,8 +3,8 @@
 
 extern crate alloc;
 
-pub mod mem;
 pub mod config;
+pub mod mem;
 pub mod proto;
 pub mod runtime;
 pub mod wire;
