@@ -137,12 +137,12 @@ impl System {
                     Ok(_) => {}
                 }
             }
-            Disk::NvmePci { address, .. } => {
-                if !self.exists(Path::new("/sys/bus/pci/devices").join(address)) {
-                    let found = format!("{address:?}, which this machine does not have");
-                    let allowed = "a device that lspci -D shows".to_owned();
-                    faults.push(source.error(&format!("{key}.address"), found, allowed));
-                }
+            Disk::NvmePci { address, .. }
+                if !self.exists(Path::new("/sys/bus/pci/devices").join(address)) =>
+            {
+                let found = format!("{address:?}, which this machine does not have");
+                let allowed = "a device that lspci -D shows".to_owned();
+                faults.push(source.error(&format!("{key}.address"), found, allowed));
             }
             _ => {}
         };

@@ -10,10 +10,12 @@ use toml::de::DeValue;
 use super::limits::{NQN_BYTES_MAX, SOCKET_PATH_BYTES_MAX};
 use super::types::{FileEngine, MemifRole, Role};
 
+type Read<T> = Box<dyn Fn(&DeValue<'_>) -> Option<T>>;
+
 /// Reads values of one kind.
 pub(super) struct Rule<T> {
     allowed: String,
-    read: Box<dyn Fn(&DeValue<'_>) -> Option<T>>,
+    read: Read<T>,
 }
 
 impl<T> Rule<T> {

@@ -214,10 +214,8 @@ fn listeners(doc: &Doc, mover: &Mover) {
 
 fn journal(doc: &Doc, mover: &Mover) {
     match (&mover.journal, mover.mover.role) {
-        (None, Role::Secondary) => {
-            if doc.sound(&["journal", "mover.role"]) {
-                doc.error("journal", "nothing", "[journal] at a mover of the secondary site");
-            }
+        (None, Role::Secondary) if doc.sound(&["journal", "mover.role"]) => {
+            doc.error("journal", "nothing", "[journal] at a mover of the secondary site");
         }
         (Some(_), Role::Primary) => doc.warn(
             "journal",
