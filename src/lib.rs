@@ -8,3 +8,8 @@ pub mod mem;
 pub mod proto;
 pub mod runtime;
 pub mod wire;
+
+#[cfg(feature = "datapath")]
+pub mod dpdk;
+#[cfg(feature = "datapath")]
+pub mod spdk;
