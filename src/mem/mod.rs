@@ -3,6 +3,7 @@
 //!
 //! * [`copy`] moves payload from a host's scattered buffers to the arena and
 //!   computes its CRC-32C on the way, with stores that bypass the cache.
+//! * [`arena`] hands out record space from one hugepage region per poller.
 //! * [`crc32c`] is the checksum of headers and small messages, without `std`.
 //!
 //! Everything here belongs to one poller at a time and never allocates after
@@ -10,8 +11,10 @@
 //! `spdk`), and it does not know what a record means (that is `wire`).
 #![allow(unsafe_code)]
 
+pub mod arena;
 pub mod copy;
 mod crc;
 pub mod crc32c;
 
+pub use arena::{Arena, LogId, LogLimits};
 pub use copy::{Copier, IoVec, Level, Store};
