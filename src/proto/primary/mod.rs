@@ -16,6 +16,8 @@ mod peers;
 mod sets;
 mod shard;
 mod slab;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use config::{GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
