@@ -13,15 +13,16 @@
 mod config;
 mod mirror_store;
 mod peers;
+mod restart;
 mod sets;
 mod shard;
 mod slab;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod view;
 
 pub use config::{GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
 pub use mirror_store::Mirrored;
-pub use shard::{
-    Admitted, Full, GroupView, HostUpdate, LedgerView, PrimaryCounters, PrimaryShard, RecordVerdict,
-};
+pub use shard::{Admitted, Full, HostUpdate, PrimaryShard, RecordVerdict};
+pub use view::{GroupView, LedgerView, PrimaryCounters};

@@ -1,12 +1,13 @@
 //! The primary shard: from a host update to its acknowledgement.
 
-use super::config::{MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
-use super::mirror_store::{MirrorStore, Mirrored};
+use super::config::{MirrorPolicy, PrimaryConfig, VolumeConfig};
+use super::mirror_store::MirrorStore;
 use super::peers::{Mirror, Target, choose, target_index};
 use super::sets::OwnSets;
 use super::slab::{
-    AT_BASE, DONE, FIRST_IN_RANGE, NIL, RELEASED, SAFE, Slab, TRANSFERRED, TRAVELS, Update, VOID,
+    AT_BASE, DONE, FIRST_IN_RANGE, NIL, RELEASED, SAFE, Slab, TRAVELS, Update, VOID,
 };
+use super::view::PrimaryCounters;
 use crate::proto::command::{Command, HostTag, PayloadAt, RecordRole, Report, Token};
 use crate::proto::message::{BrokenReason, FactsPart, Message};
 use crate::proto::ranges::{Admission as RangeAdmission, RangeOrder};
@@ -83,69 +84,12 @@ pub enum RecordVerdict {
     Full,
 }
 
-/// Counts since launch.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct PrimaryCounters {
-    /// Updates numbered.
-    pub updates: u64,
-    /// Payload bytes of these.
-    pub bytes: u64,
-    /// Updates completed to the host with success.
-    pub acknowledged: u64,
-    /// Numbers that became void.
-    pub voids: u64,
-    /// Updates that waited for an earlier overlapping one.
-    pub overlaps: u64,
-    /// Records sent to the secondary, again after a restart included.
-    pub transfers: u64,
-    /// Messages and records refused because of their epoch.
-    pub stale_epoch: u64,
-    /// Messages that named something unknown.
-    pub unexpected: u64,
-}
-
-/// A group's state at this shard, for status.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct GroupView {
-    /// The group.
-    pub id: GroupId,
-    /// Its open set; 0 before the first boundary.
-    pub open: SetId,
-    /// The last confirmed set.
-    pub confirmed: SetId,
-    /// Whether it can form no sets.
-    pub broken: Option<BrokenReason>,
-}
-
-/// One line of the update ledger (G5).
-#[derive(Clone, Debug)]
-pub struct LedgerView {
-    /// The volume.
-    pub volume: VolumeId,
-    /// Its number.
-    pub seq: Seq,
-    /// Its set.
-    pub set: SetId,
-    /// What it does.
-    pub kind: UpdateKind,
-    /// Where.
-    pub extent: Extent,
-    /// The shards that were sent a copy, and whether they have stored it.
-    pub mirrored_to: Vec<(ShardId, bool)>,
-    /// The secondary shard, and whether it has stored the record.
-    pub target: Option<(ShardId, bool)>,
-    /// Whether the host was acknowledged.
-    pub acknowledged: bool,
-    /// Whether the number is void.
-    pub void: bool,
-}
-
 #[derive(Debug)]
 pub(super) struct Volume {
     pub(super) config: VolumeConfig,
     pub(super) group: usize,
     pub(super) target: Option<u8>,
-    next_seq: Seq,
+    pub(super) next_seq: Seq,
 }
 
 #[derive(Debug)]
@@ -154,24 +98,24 @@ pub(super) struct Group {
     wanted_mirrors: u32,
     policy: MirrorPolicy,
     pub(super) sets: OwnSets,
-    confirmed: SetId,
-    broken: Option<BrokenReason>,
+    pub(super) confirmed: SetId,
+    pub(super) broken: Option<BrokenReason>,
 }
 
 /// The state machine. Owned by one poller.
 #[derive(Debug)]
 pub struct PrimaryShard {
     me: ShardId,
-    coordinator: ShardId,
+    pub(super) coordinator: ShardId,
     epoch: Epoch,
     map_version: MapVersion,
     pub(super) in_flight_max: u32,
     pub(super) slab: Slab,
     pub(super) volumes: Vec<Volume>,
     pub(super) groups: Vec<Group>,
-    mirrors: Vec<Mirror>,
+    pub(super) mirrors: Vec<Mirror>,
     pub(super) targets: Vec<Target>,
-    store: MirrorStore,
+    pub(super) store: MirrorStore,
     order: RangeOrder,
     /// Slots that became first in their range, drained at once; kept for its memory.
     woken: Vec<u32>,
@@ -421,7 +365,7 @@ impl PrimaryShard {
 
     /// Issues the base write if nothing stands against it (invariants 1, 2, 3, 5).
     #[inline]
-    fn try_base(&mut self, slot: u32) {
+    pub(super) fn try_base(&mut self, slot: u32) {
         let update = self.slab.get(slot);
         if !update.has(SAFE | FIRST_IN_RANGE) || update.has(AT_BASE) {
             return;
@@ -691,7 +635,7 @@ impl PrimaryShard {
         }
     }
 
-    fn let_go(&mut self, head: u32) {
+    pub(super) fn let_go(&mut self, head: u32) {
         let mut slot = head;
         while slot != NIL {
             let update = self.slab.get_mut(slot);
@@ -699,120 +643,6 @@ impl PrimaryShard {
             update.flags |= RELEASED;
             self.free_if_unused(slot);
             slot = next;
-        }
-    }
-
-    /// The group can form no sets before a resynchronisation: what is under way is finished
-    /// without them, and nothing is retained any more (invariant 10).
-    fn track(&mut self, id: GroupId, reason: BrokenReason) {
-        let Some(index) = self.group_index(id) else { return };
-        if self.groups[index].broken.is_some() {
-            return;
-        }
-        self.groups[index].broken = Some(reason);
-        self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
-        let commands = &mut self.commands;
-        self.store.confirm(id, SetId(u64::MAX), |buf| commands.push_back(Command::Free { buf }));
-        for set in self.groups[index].sets.iter_mut() {
-            set.released = true;
-            set.reported = true;
-        }
-        let heads: Vec<u32> = self.groups[index].sets.iter().map(|s| s.head).collect();
-        for head in heads.iter().copied() {
-            let mut slot = head;
-            while slot != NIL {
-                let next = self.slab.get(slot).next;
-                if !self.slab.get(slot).has(SAFE) {
-                    self.slab.get_mut(slot).flags |= SAFE;
-                }
-                self.try_base(slot);
-                slot = next;
-            }
-        }
-        while let Some(own) = self.groups[index].sets.pop_through(SetId(u64::MAX)) {
-            self.let_go(own.head);
-            self.groups[index].sets.recycle(own);
-        }
-    }
-
-    /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
-    pub fn handle_peer_up(&mut self, peer: ShardId) {
-        if peer == self.coordinator {
-            self.greet_coordinator();
-        }
-        if let Some(index) = self.mirrors.iter().position(|m| m.shard == peer) {
-            self.mirror_restarted(index);
-        }
-        if let Some(index) = self.targets.iter().position(|t| t.shard == peer) {
-            self.target_restarted(index);
-        }
-    }
-
-    /// Tells a new coordinator what this shard knows of each group, so that it goes on where the
-    /// last one stood.
-    fn greet_coordinator(&mut self) {
-        let to = self.coordinator;
-        for group in &self.groups {
-            let message = match group.broken {
-                Some(reason) => Message::Broken { group: group.id, reason },
-                None => Message::Resume {
-                    group: group.id,
-                    stored: group.confirmed,
-                    applied: group.sets.open().map_or(SetId(0), |s| s.id),
-                },
-            };
-            self.commands.push_back(Command::Send { to, message });
-            for set in group.sets.iter().filter(|set| set.reported) {
-                for facts in FactsPart::split(&set.facts()) {
-                    let message = Message::Closed { group: group.id, set: set.id, facts };
-                    self.commands.push_back(Command::Send { to, message });
-                }
-            }
-        }
-    }
-
-    /// A mirror target lost its copies, or is there for the first time: grants it its budget and
-    /// sends again what it held.
-    fn mirror_restarted(&mut self, index: usize) {
-        let bit = 1_u64 << index;
-        let mirror = &mut self.mirrors[index];
-        mirror.up = true;
-        mirror.in_flight = 0;
-        mirror.backlog.clear();
-        let message = Message::Budget { bytes: mirror.grant_bytes };
-        self.commands.push_back(Command::Send { to: mirror.shard, message });
-        let confirmed: Vec<u32> =
-            self.slab.used_slots().filter(|s| self.slab.get(*s).has(RELEASED)).collect();
-        for slot in confirmed {
-            self.slab.get_mut(slot).mirrors_travelling &= !bit;
-            self.free_if_unused(slot);
-        }
-        for slot in self.retained_slots() {
-            let update = self.slab.get_mut(slot);
-            if update.mirrors & bit != 0 {
-                update.mirrors_pending |= bit;
-                update.mirrors_travelling &= !bit;
-                let token = self.slab.token(slot, index as u8);
-                self.mirrors[index].backlog.push_back(token);
-            }
-        }
-        self.send_again(index);
-    }
-
-    fn send_again(&mut self, index: usize) {
-        while self.mirrors[index].in_flight < self.in_flight_max {
-            let Some(token) = self.mirrors[index].backlog.pop_front() else { return };
-            let Some((slot, _)) = self.slab.resolve(token) else { continue };
-            let update = self.slab.get_mut(slot);
-            update.mirrors_travelling |= 1 << index;
-            let (to, buf) = (self.mirrors[index].shard, update.buf);
-            self.mirrors[index].in_flight += 1;
-            self.commands.push_back(Command::SendRecord {
-                to,
-                role: RecordRole::Mirror,
-                buf,
-                token,
-            });
         }
     }
 
@@ -835,85 +665,5 @@ impl PrimaryShard {
     #[inline]
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
-    }
-
-    /// Counts since launch.
-    #[must_use]
-    pub fn counters(&self) -> PrimaryCounters {
-        self.counters
-    }
-
-    /// Updates retained now, and copies held for others.
-    #[must_use]
-    pub fn retained(&self) -> (u32, u32) {
-        (self.slab.used(), self.store.len())
-    }
-
-    /// Whether nothing is retained: a clean stop loses nothing.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.slab.used() == 0
-    }
-
-    /// The number of each volume's next update, for the store.
-    pub fn next_seqs(&self) -> impl Iterator<Item = (VolumeId, Seq)> {
-        self.volumes.iter().map(|v| (v.config.id, v.next_seq))
-    }
-
-    /// The groups, for status.
-    pub fn groups(&self) -> impl Iterator<Item = GroupView> {
-        self.groups.iter().map(|group| GroupView {
-            id: group.id,
-            open: group.sets.open().map_or(SetId(0), |s| s.id),
-            confirmed: group.confirmed,
-            broken: group.broken,
-        })
-    }
-
-    /// Up to `max` retained updates, newest sets last (G5).
-    #[must_use]
-    pub fn ledger(&self, volume: Option<VolumeId>, max: usize) -> Vec<LedgerView> {
-        let wanted = |slot: &u32| {
-            let index = self.slab.get(*slot).volume as usize;
-            volume.is_none_or(|v| self.volumes[index].config.id == v)
-        };
-        self.retained_slots().into_iter().filter(wanted).take(max).map(|s| self.view(s)).collect()
-    }
-
-    fn view(&self, slot: u32) -> LedgerView {
-        let update = self.slab.get(slot);
-        let volume = &self.volumes[update.volume as usize];
-        let mirrored_to = self
-            .mirrors
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| update.mirrors & 1 << bit != 0)
-            .map(|(bit, mirror)| (mirror.shard, update.mirrors_pending & 1 << bit == 0))
-            .collect();
-        LedgerView {
-            volume: volume.config.id,
-            seq: update.seq,
-            set: update.set,
-            kind: update.kind,
-            extent: update.extent,
-            mirrored_to,
-            target: volume.config.target.map(|shard| (shard, update.has(TRANSFERRED))),
-            acknowledged: update.has(DONE) && !update.has(VOID),
-            void: update.has(VOID),
-        }
-    }
-
-    /// The copies held for others (G5).
-    pub fn mirrored(&self) -> impl Iterator<Item = &Mirrored> {
-        self.store.iter()
-    }
-}
-
-impl PrimaryShard {
-    /// Whether the group at the volume's index also numbers over all volumes of the mover (G7).
-    #[must_use]
-    pub fn numbers_by_mover(config: &PrimaryConfig, volume: u32) -> bool {
-        let group = config.volumes[volume as usize].group;
-        config.groups.iter().any(|g| g.id == group && g.numbering == Numbering::Mover)
     }
 }

@@ -1,0 +1,124 @@
+//! What a primary shard does when a peer, or a whole group, loses its memory.
+
+use super::shard::PrimaryShard;
+use super::slab::{NIL, RELEASED, SAFE};
+use crate::proto::command::{Command, RecordRole, Report};
+use crate::proto::message::{BrokenReason, FactsPart, Message};
+use crate::proto::types::{GroupId, SetId, ShardId};
+use alloc::vec::Vec;
+
+impl PrimaryShard {
+    /// The group can form no sets before a resynchronisation: what is under way is finished
+    /// without them, and nothing is retained any more (invariant 10).
+    pub(super) fn track(&mut self, id: GroupId, reason: BrokenReason) {
+        let Some(index) = self.group_index(id) else { return };
+        if self.groups[index].broken.is_some() {
+            return;
+        }
+        self.groups[index].broken = Some(reason);
+        self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
+        let commands = &mut self.commands;
+        self.store.confirm(id, SetId(u64::MAX), |buf| commands.push_back(Command::Free { buf }));
+        for set in self.groups[index].sets.iter_mut() {
+            set.released = true;
+            set.reported = true;
+        }
+        let heads: Vec<u32> = self.groups[index].sets.iter().map(|s| s.head).collect();
+        for head in heads.iter().copied() {
+            let mut slot = head;
+            while slot != NIL {
+                let next = self.slab.get(slot).next;
+                if !self.slab.get(slot).has(SAFE) {
+                    self.slab.get_mut(slot).flags |= SAFE;
+                }
+                self.try_base(slot);
+                slot = next;
+            }
+        }
+        while let Some(own) = self.groups[index].sets.pop_through(SetId(u64::MAX)) {
+            self.let_go(own.head);
+            self.groups[index].sets.recycle(own);
+        }
+    }
+
+    /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
+    pub fn handle_peer_up(&mut self, peer: ShardId) {
+        if peer == self.coordinator {
+            self.greet_coordinator();
+        }
+        if let Some(index) = self.mirrors.iter().position(|m| m.shard == peer) {
+            self.mirror_restarted(index);
+        }
+        if let Some(index) = self.targets.iter().position(|t| t.shard == peer) {
+            self.target_restarted(index);
+        }
+    }
+
+    /// Tells a new coordinator what this shard knows of each group, so that it goes on where the
+    /// last one stood.
+    fn greet_coordinator(&mut self) {
+        let to = self.coordinator;
+        for group in &self.groups {
+            let message = match group.broken {
+                Some(reason) => Message::Broken { group: group.id, reason },
+                None => Message::Resume {
+                    group: group.id,
+                    stored: group.confirmed,
+                    applied: group.sets.open().map_or(SetId(0), |s| s.id),
+                },
+            };
+            self.commands.push_back(Command::Send { to, message });
+            for set in group.sets.iter().filter(|set| set.reported) {
+                for facts in FactsPart::split(&set.facts()) {
+                    let message = Message::Closed { group: group.id, set: set.id, facts };
+                    self.commands.push_back(Command::Send { to, message });
+                }
+            }
+        }
+    }
+
+    /// A mirror target lost its copies, or is there for the first time: grants it its budget and
+    /// sends again what it held.
+    fn mirror_restarted(&mut self, index: usize) {
+        let bit = 1_u64 << index;
+        let mirror = &mut self.mirrors[index];
+        mirror.up = true;
+        mirror.in_flight = 0;
+        mirror.backlog.clear();
+        let message = Message::Budget { bytes: mirror.grant_bytes };
+        self.commands.push_back(Command::Send { to: mirror.shard, message });
+        let confirmed: Vec<u32> =
+            self.slab.used_slots().filter(|s| self.slab.get(*s).has(RELEASED)).collect();
+        for slot in confirmed {
+            self.slab.get_mut(slot).mirrors_travelling &= !bit;
+            self.free_if_unused(slot);
+        }
+        for slot in self.retained_slots() {
+            let update = self.slab.get_mut(slot);
+            if update.mirrors & bit != 0 {
+                update.mirrors_pending |= bit;
+                update.mirrors_travelling &= !bit;
+                let token = self.slab.token(slot, index as u8);
+                self.mirrors[index].backlog.push_back(token);
+            }
+        }
+        self.send_again(index);
+    }
+
+    pub(super) fn send_again(&mut self, index: usize) {
+        while self.mirrors[index].in_flight < self.in_flight_max {
+            let Some(token) = self.mirrors[index].backlog.pop_front() else { return };
+            let Some((slot, _)) = self.slab.resolve(token) else { continue };
+            let update = self.slab.get_mut(slot);
+            update.mirrors_travelling |= 1 << index;
+            let (to, buf) = (self.mirrors[index].shard, update.buf);
+            self.mirrors[index].in_flight += 1;
+            self.commands.push_back(Command::SendRecord {
+                to,
+                role: RecordRole::Mirror,
+                buf,
+                token,
+            });
+        }
+    }
+}

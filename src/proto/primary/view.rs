@@ -1,0 +1,146 @@
+//! What a primary shard tells people: counts, state, and the update ledger (G5).
+
+use super::config::{Numbering, PrimaryConfig};
+use super::mirror_store::Mirrored;
+use super::shard::PrimaryShard;
+use super::slab::{DONE, TRANSFERRED, VOID};
+use crate::proto::message::BrokenReason;
+use crate::proto::types::{Extent, GroupId, Seq, SetId, ShardId, UpdateKind, VolumeId};
+use alloc::vec::Vec;
+
+/// Counts since launch.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct PrimaryCounters {
+    /// Updates numbered.
+    pub updates: u64,
+    /// Payload bytes of these.
+    pub bytes: u64,
+    /// Updates completed to the host with success.
+    pub acknowledged: u64,
+    /// Numbers that became void.
+    pub voids: u64,
+    /// Updates that waited for an earlier overlapping one.
+    pub overlaps: u64,
+    /// Records sent to the secondary, again after a restart included.
+    pub transfers: u64,
+    /// Messages and records refused because of their epoch.
+    pub stale_epoch: u64,
+    /// Messages that named something unknown.
+    pub unexpected: u64,
+}
+
+/// A group's state at this shard, for status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupView {
+    /// The group.
+    pub id: GroupId,
+    /// Its open set; 0 before the first boundary.
+    pub open: SetId,
+    /// The last confirmed set.
+    pub confirmed: SetId,
+    /// Whether it can form no sets.
+    pub broken: Option<BrokenReason>,
+}
+
+/// One line of the update ledger (G5).
+#[derive(Clone, Debug)]
+pub struct LedgerView {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its number.
+    pub seq: Seq,
+    /// Its set.
+    pub set: SetId,
+    /// What it does.
+    pub kind: UpdateKind,
+    /// Where.
+    pub extent: Extent,
+    /// The shards that were sent a copy, and whether they have stored it.
+    pub mirrored_to: Vec<(ShardId, bool)>,
+    /// The secondary shard, and whether it has stored the record.
+    pub target: Option<(ShardId, bool)>,
+    /// Whether the host was acknowledged.
+    pub acknowledged: bool,
+    /// Whether the number is void.
+    pub void: bool,
+}
+
+impl PrimaryShard {
+    /// Counts since launch.
+    #[must_use]
+    pub fn counters(&self) -> PrimaryCounters {
+        self.counters
+    }
+
+    /// Updates retained now, and copies held for others.
+    #[must_use]
+    pub fn retained(&self) -> (u32, u32) {
+        (self.slab.used(), self.store.len())
+    }
+
+    /// Whether nothing is retained: a clean stop loses nothing.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.slab.used() == 0
+    }
+
+    /// The number of each volume's next update, for the store.
+    pub fn next_seqs(&self) -> impl Iterator<Item = (VolumeId, Seq)> {
+        self.volumes.iter().map(|v| (v.config.id, v.next_seq))
+    }
+
+    /// The groups, for status.
+    pub fn groups(&self) -> impl Iterator<Item = GroupView> {
+        self.groups.iter().map(|group| GroupView {
+            id: group.id,
+            open: group.sets.open().map_or(SetId(0), |s| s.id),
+            confirmed: group.confirmed,
+            broken: group.broken,
+        })
+    }
+
+    /// Up to `max` retained updates, newest sets last (G5).
+    #[must_use]
+    pub fn ledger(&self, volume: Option<VolumeId>, max: usize) -> Vec<LedgerView> {
+        let wanted = |slot: &u32| {
+            let index = self.slab.get(*slot).volume as usize;
+            volume.is_none_or(|v| self.volumes[index].config.id == v)
+        };
+        self.retained_slots().into_iter().filter(wanted).take(max).map(|s| self.view(s)).collect()
+    }
+
+    fn view(&self, slot: u32) -> LedgerView {
+        let update = self.slab.get(slot);
+        let volume = &self.volumes[update.volume as usize];
+        let mirrored_to = self
+            .mirrors
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| update.mirrors & 1 << bit != 0)
+            .map(|(bit, mirror)| (mirror.shard, update.mirrors_pending & 1 << bit == 0))
+            .collect();
+        LedgerView {
+            volume: volume.config.id,
+            seq: update.seq,
+            set: update.set,
+            kind: update.kind,
+            extent: update.extent,
+            mirrored_to,
+            target: volume.config.target.map(|shard| (shard, update.has(TRANSFERRED))),
+            acknowledged: update.has(DONE) && !update.has(VOID),
+            void: update.has(VOID),
+        }
+    }
+
+    /// The copies held for others (G5).
+    pub fn mirrored(&self) -> impl Iterator<Item = &Mirrored> {
+        self.store.iter()
+    }
+
+    /// Whether the group at the volume's index also numbers over all volumes of the mover (G7).
+    #[must_use]
+    pub fn numbers_by_mover(config: &PrimaryConfig, volume: u32) -> bool {
+        let group = config.volumes[volume as usize].group;
+        config.groups.iter().any(|g| g.id == group && g.numbering == Numbering::Mover)
+    }
+}
