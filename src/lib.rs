@@ -4,6 +4,7 @@
 extern crate alloc;
 
 pub mod config;
+pub mod control;
 pub mod mem;
 pub mod proto;
 pub mod runtime;
