@@ -6,7 +6,7 @@
 extern crate alloc;
 
 #[path = "../../../src/mem/crc32c.rs"]
-mod crc32c;
+pub mod crc32c;
 #[path = "../../../src/proto/mod.rs"]
 pub mod proto;
 #[path = "../../../src/wire/mod.rs"]
