@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod mem;
 pub mod proto;
+pub mod ring;
 pub mod runtime;
 pub mod wire;
 
