@@ -61,7 +61,7 @@ impl<T> Drop for Shared<T> {
         while head != tail {
             self.slot(head).with_mut(|slot| {
                 // SAFETY: positions in [head, tail) hold values, and both ends are gone.
-                unsafe { (*slot).assume_init_drop() };
+                unsafe { slot.cast::<T>().drop_in_place() };
             });
             head = head.wrapping_add(1);
         }
@@ -177,7 +177,7 @@ impl<T> Producer<T> {
         self.shared.slot(self.tail).with_mut(|slot| {
             // SAFETY: the position is not before the head seen plus the capacity, so
             // the slot is the producer's and holds no value.
-            unsafe { (*slot).write(value) };
+            unsafe { slot.cast::<T>().write(value) };
         });
         self.tail = self.tail.wrapping_add(1);
     }
@@ -271,7 +271,7 @@ impl<T> Consumer<T> {
         let value = self.shared.slot(self.head).with(|slot| {
             // SAFETY: the position is in [head, tail seen), so the slot holds a value,
             // which is taken once: the head moves past it here.
-            unsafe { (*slot).assume_init_read() }
+            unsafe { slot.cast::<T>().read() }
         });
         self.head = self.head.wrapping_add(1);
         value
