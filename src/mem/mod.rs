@@ -15,6 +15,7 @@ pub mod arena;
 pub mod copy;
 mod crc;
 pub mod crc32c;
+pub mod tsc;
 
 pub use arena::{Arena, LogId, LogLimits};
 pub use copy::{Copier, IoVec, Level, Store};
