@@ -1,6 +1,12 @@
 //! The control side of a mover: what it tells operators, and what they may ask of it.
 //!
-//! [`model`] has the words of the API. The data path knows nothing of this: whoever
+//! [`model`] has the words of the API, [`api`] serves them over HTTP on a Unix socket (and TCP,
+//! if configured), [`client`] is the other end. The data path knows nothing of this: whoever
 //! implements [`model::ControlPlane`] answers from the control thread.
 
+pub mod api;
+pub mod client;
 pub mod model;
+
+#[cfg(test)]
+mod tests;
