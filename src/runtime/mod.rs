@@ -4,3 +4,4 @@ pub mod clock;
 pub mod idle;
 pub mod inflight;
 pub mod messages;
+pub mod plan;

@@ -1,0 +1,179 @@
+//! Who is where: the shards of both sites, what each is for, and who talks to whom.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::{Mover, Role, Volume};
+use crate::proto::types::{MoverId, ShardId};
+
+/// A mover of either site.
+#[derive(Clone, Debug)]
+struct Place {
+    id: MoverId,
+    role: Role,
+    pollers: u8,
+}
+
+/// The movers of both sites and the rules that bind them; the same at every mover.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    /// The shard that runs the primary site's boundaries.
+    pub primary_coordinator: ShardId,
+    /// The shard that coordinates the secondary site; none without one.
+    pub secondary_coordinator: Option<ShardId>,
+    /// Ascending by number.
+    places: Vec<Place>,
+    names: BTreeMap<String, MoverId>,
+    /// Every pair of shards that have a volume between them: responsible shard, target shard.
+    transfers: BTreeSet<(ShardId, ShardId)>,
+    /// Whether secondary shards mirror to one another.
+    mirrored_there: bool,
+}
+
+impl Topology {
+    /// The picture that `mover`'s configuration gives.
+    #[must_use]
+    pub fn new(mover: &Mover) -> Self {
+        let places: Vec<Place> = mover
+            .members()
+            .into_iter()
+            .map(|m| Place { id: MoverId(m.id), role: m.role, pollers: m.pollers.max(1) })
+            .collect();
+        let names = mover.members().into_iter().map(|m| (m.name.to_owned(), MoverId(m.id)));
+        let first = |role| {
+            let place = places.iter().find(|place| place.role == role)?;
+            Some(ShardId { mover: place.id, poller: 0 })
+        };
+        let me = ShardId { mover: MoverId(mover.mover.id), poller: 0 };
+        let mut topology = Self {
+            primary_coordinator: first(Role::Primary).unwrap_or(me),
+            secondary_coordinator: first(Role::Secondary),
+            names: names.collect(),
+            places,
+            transfers: BTreeSet::new(),
+            mirrored_there: mover.groups.iter().any(|group| group.copies_secondary > 1),
+        };
+        let volumes = mover.groups.iter().flat_map(|group| &group.volumes);
+        topology.transfers = volumes
+            .filter_map(|volume| Some((topology.owner_of(volume)?, topology.target_of(volume)?)))
+            .collect();
+        topology
+    }
+
+    /// The number of the mover called `name`.
+    #[must_use]
+    pub fn mover(&self, name: &str) -> Option<MoverId> {
+        self.names.get(name).copied()
+    }
+
+    /// The name of mover `id`.
+    #[must_use]
+    pub fn name(&self, id: MoverId) -> Option<&str> {
+        self.names.iter().find(|(_, known)| **known == id).map(|(name, _)| name.as_str())
+    }
+
+    /// The shards of one mover, ascending.
+    pub fn shards_of(&self, mover: MoverId) -> impl Iterator<Item = ShardId> + use<> {
+        let pollers = self.places.iter().find(|p| p.id == mover).map_or(0, |p| p.pollers);
+        (0..pollers).map(move |poller| ShardId { mover, poller })
+    }
+
+    /// The shards of one site, ascending.
+    pub fn shards(&self, role: Role) -> impl Iterator<Item = ShardId> {
+        let places = self.places.iter().filter(move |place| place.role == role);
+        places.flat_map(|place| self.shards_of(place.id))
+    }
+
+    /// What the site of `mover` does.
+    #[must_use]
+    pub fn role_of(&self, mover: MoverId) -> Option<Role> {
+        self.places.iter().find(|place| place.id == mover).map(|place| place.role)
+    }
+
+    /// The shard responsible for `volume` (G1).
+    #[must_use]
+    pub fn owner_of(&self, volume: &Volume) -> Option<ShardId> {
+        Some(ShardId { mover: self.mover(&volume.mover)?, poller: volume.poller })
+    }
+
+    /// The secondary shard that receives `volume` (T1).
+    #[must_use]
+    pub fn target_of(&self, volume: &Volume) -> Option<ShardId> {
+        let target = &volume.target;
+        Some(ShardId { mover: self.mover(&target.mover)?, poller: target.poller })
+    }
+
+    /// The volumes whose blocks `shard` writes: indices of group and volume.
+    #[must_use]
+    pub fn volumes_at(&self, mover: &Mover, shard: ShardId) -> Vec<(usize, usize)> {
+        let mut found = Vec::new();
+        for (group_index, group) in mover.groups.iter().enumerate() {
+            for (index, volume) in group.volumes.iter().enumerate() {
+                if self.owner_of(volume) == Some(shard) || self.target_of(volume) == Some(shard) {
+                    found.push((group_index, index));
+                }
+            }
+        }
+        found
+    }
+
+    /// The shards that primary shard `me` mirrors to: one of every other mover of its site.
+    #[must_use]
+    pub fn mirror_targets(&self, me: ShardId) -> BTreeSet<ShardId> {
+        self.places
+            .iter()
+            .filter(|place| place.role == Role::Primary && place.id != me.mover)
+            .map(|place| ShardId { mover: place.id, poller: me.poller % place.pollers })
+            .collect()
+    }
+
+    /// The shards that mirror to primary shard `me`.
+    #[must_use]
+    pub fn mirror_sources(&self, me: ShardId) -> BTreeSet<ShardId> {
+        let others = self.shards(Role::Primary).filter(|shard| shard.mover != me.mover);
+        others.filter(|shard| self.mirror_targets(*shard).contains(&me)).collect()
+    }
+
+    /// Where secondary shard `me` mirrors what it receives; none when the site keeps one copy or
+    /// has one mover.
+    #[must_use]
+    pub fn partner_of(&self, me: ShardId) -> Option<ShardId> {
+        let site: Vec<&Place> =
+            self.places.iter().filter(|place| place.role == Role::Secondary).collect();
+        let at = site.iter().position(|place| place.id == me.mover)?;
+        if !self.mirrored_there || site.len() < 2 {
+            return None;
+        }
+        let next = site[(at + 1) % site.len()];
+        Some(ShardId { mover: next.id, poller: me.poller % next.pollers })
+    }
+
+    /// The shards of other movers that `me` has a link with, ascending.
+    #[must_use]
+    pub fn peers_of(&self, me: ShardId) -> BTreeSet<ShardId> {
+        let everyone = self.places.iter().flat_map(|place| self.shards_of(place.id));
+        everyone.filter(|other| other.mover != me.mover && self.talk(me, *other)).collect()
+    }
+
+    /// Whether two shards of different movers ever say anything to each other. Symmetric.
+    fn talk(&self, a: ShardId, b: ShardId) -> bool {
+        self.tells(a, b) || self.tells(b, a)
+    }
+
+    /// The reasons for a link, seen from one end.
+    fn tells(&self, from: ShardId, to: ShardId) -> bool {
+        let roles = (self.role_of(from.mover), self.role_of(to.mover));
+        match roles {
+            (Some(Role::Primary), Some(Role::Primary)) => {
+                to == self.primary_coordinator || self.mirror_targets(from).contains(&to)
+            }
+            (Some(Role::Primary), Some(Role::Secondary)) => {
+                self.transfers.contains(&(from, to))
+                    || (from == self.primary_coordinator && Some(to) == self.secondary_coordinator)
+            }
+            (Some(Role::Secondary), Some(Role::Secondary)) => {
+                Some(to) == self.secondary_coordinator || self.partner_of(from) == Some(to)
+            }
+            _ => false,
+        }
+    }
+}
