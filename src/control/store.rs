@@ -183,20 +183,19 @@ impl Store {
         now_ms: u64,
     ) -> Result<(Self, Boot), StoreError> {
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(|error| StoreError::Directory {
-                path: directory.to_path_buf(),
-                error,
-            })?;
+            std::fs::create_dir_all(directory)
+                .map_err(|error| StoreError::Directory { path: directory.to_path_buf(), error })?;
         }
         // A few rows: the default cache of a gigabyte would only hide a mistake.
-        let db = Database::builder().set_cache_size(1 << 20).create(path).map_err(|error| {
-            match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => {
-                    StoreError::InUse { path: path.to_path_buf() }
-                }
-                other => database(path, other),
-            }
-        })?;
+        let db =
+            Database::builder().set_cache_size(1 << 20).create(path).map_err(
+                |error| match error {
+                    redb::DatabaseError::DatabaseAlreadyOpen => {
+                        StoreError::InUse { path: path.to_path_buf() }
+                    }
+                    other => database(path, other),
+                },
+            )?;
         let mut store = Self { path: path.to_path_buf(), db, marks: BTreeMap::new() };
         store.claim(identity)?;
         let boot = store.begin(now_ms).map_err(|error| database(&store.path, error))?;
@@ -288,7 +287,8 @@ impl Store {
             for row in txn.open_table(RESYNC)?.iter()? {
                 let (group, mark) = row?;
                 let (since_ms, reason, detail) = mark.value();
-                let reason = BrokenReason::from_wire(reason).unwrap_or(BrokenReason::MoverRestarted);
+                let reason =
+                    BrokenReason::from_wire(reason).unwrap_or(BrokenReason::MoverRestarted);
                 let mark = ResyncMark { since_ms, reason, detail: detail.to_owned() };
                 resync.insert(GroupId(group.value()), mark);
             }
@@ -526,11 +526,8 @@ mod tests {
             detail: "volume v7".to_owned(),
         };
         store.require_resync(G, &first).unwrap();
-        let second = ResyncMark {
-            since_ms: 2,
-            reason: BrokenReason::MoverRestarted,
-            detail: String::new(),
-        };
+        let second =
+            ResyncMark { since_ms: 2, reason: BrokenReason::MoverRestarted, detail: String::new() };
         store.require_resync(G, &second).unwrap();
         store.mark_clean(&BTreeMap::new(), &BTreeMap::new(), 9).unwrap();
         drop(store);

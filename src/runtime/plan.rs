@@ -30,9 +30,9 @@ use crate::proto::primary::{
 use crate::proto::types::{Epoch, GroupId, MapVersion, MoverId, Seq, SetId, ShardId, VolumeId};
 
 mod budget;
-mod topology;
 #[cfg(test)]
 mod tests;
+mod topology;
 
 pub use budget::ArenaBudget;
 pub use topology::Topology;
