@@ -82,9 +82,9 @@ pub enum StoreError {
         /// The store.
         path: PathBuf,
         /// Whose it is.
-        found: StoreIdentity,
+        found: Box<StoreIdentity>,
         /// Who asked.
-        wanted: StoreIdentity,
+        wanted: Box<StoreIdentity>,
     },
     /// A later version wrote it.
     #[error("store {} has format {found:?}, this version reads {FORMAT:?}; use the version that wrote it", .path.display())]
@@ -214,7 +214,8 @@ impl Store {
             return Err(StoreError::Format { path, found: format });
         }
         if found != *wanted {
-            return Err(StoreError::Foreign { path, found, wanted: wanted.clone() });
+            let (found, wanted) = (Box::new(found), Box::new(wanted.clone()));
+            return Err(StoreError::Foreign { path, found, wanted });
         }
         Ok(())
     }
