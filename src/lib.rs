@@ -3,6 +3,7 @@
 
 extern crate alloc;
 
+pub mod check;
 pub mod config;
 pub mod control;
 pub mod mem;
