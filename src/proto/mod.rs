@@ -7,6 +7,7 @@
 pub mod boundary;
 pub mod command;
 pub mod limits;
+pub mod link;
 pub mod message;
 pub mod primary;
 pub mod ranges;

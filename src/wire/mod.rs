@@ -4,4 +4,5 @@
 
 pub mod checksum;
 pub mod message;
+pub mod packet;
 pub mod update;
