@@ -387,9 +387,7 @@ impl PacketInfo {
                 return Ok(());
             }
             PacketKind::Message => (1, MESSAGE_BYTES_MAX),
-            PacketKind::Record(_) => {
-                (UPDATE_HEADER_BYTES, UPDATE_HEADER_BYTES + PAYLOAD_BYTES_MAX)
-            }
+            PacketKind::Record(_) => (UPDATE_HEADER_BYTES, UPDATE_HEADER_BYTES + PAYLOAD_BYTES_MAX),
         };
         if self.receiver == Incarnation::UNKNOWN {
             return field("receiver", 0);

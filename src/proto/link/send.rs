@@ -30,15 +30,8 @@ pub(super) struct Item {
     first: u64,
 }
 
-const NO_ITEM: Item = Item {
-    source: 0,
-    token: 0,
-    kind: PacketKind::Bare,
-    len: 0,
-    fragments: 0,
-    left: 0,
-    first: 0,
-};
+const NO_ITEM: Item =
+    Item { source: 0, token: 0, kind: PacketKind::Bare, len: 0, fragments: 0, left: 0, first: 0 };
 
 #[derive(Clone, Copy, Default)]
 struct Sent {
@@ -391,7 +384,8 @@ impl Sender {
     /// nothing at all is.
     #[inline]
     pub(super) fn oldest_source(&self) -> Option<u64> {
-        (self.first_item < self.end_item).then(|| self.items[self.item_slot(self.first_item)].source)
+        (self.first_item < self.end_item)
+            .then(|| self.items[self.item_slot(self.first_item)].source)
     }
 
     /// The next delivered item: (token, source).
