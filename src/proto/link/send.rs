@@ -97,6 +97,9 @@ pub(super) struct Sender {
     with_tokens: bool,
     rtt: Rtt,
     backoff: u32,
+    /// How many of the oldest packets the next timeout sends again.
+    again: u32,
+    timed_out_at: Nanos,
     timeout_at: Nanos,
     loss_at: Nanos,
     /// The peer should be asked what it has and how much more it takes.
@@ -136,6 +139,8 @@ impl Sender {
             with_tokens,
             rtt: Rtt::new(config),
             backoff: 0,
+            again: 1,
+            timed_out_at: Nanos(0),
             timeout_at: Nanos::NEVER,
             loss_at: Nanos::NEVER,
             ask: false,
@@ -283,6 +288,7 @@ impl Sender {
         }
         if fresh.any {
             self.backoff = 0;
+            self.again = 1;
             self.release_items();
             self.timeout_at = if self.oldest < self.next || self.open_item < self.end_item {
                 now.after(self.rtt.timeout(0))
@@ -441,7 +447,8 @@ impl Sender {
         self.timeout_at.min(self.loss_at)
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Nanos) {
+    /// `heard` is when the peer was heard last.
+    pub(super) fn handle_timeout(&mut self, now: Nanos, heard: Nanos) {
         if self.loss_at <= now {
             self.find_losses(now);
         }
@@ -450,7 +457,16 @@ impl Sender {
         }
         if self.oldest < self.next {
             self.counters.timeouts += 1;
-            self.mark_lost(self.oldest);
+            // A peer that is there and takes the oldest packet not, time after time, may have no
+            // room for it, and may make room when records that it has begun become whole. So more
+            // and more are sent again; to a peer that is not there, only the oldest.
+            self.again = if heard > self.timed_out_at && self.backoff > 0 {
+                (self.again * 2).min(self.window as u32)
+            } else {
+                1
+            };
+            self.timed_out_at = now;
+            self.mark_oldest_lost(self.again);
         } else if self.open_item < self.end_item {
             self.ask = true;
         } else {
@@ -459,6 +475,19 @@ impl Sender {
         }
         self.backoff = (self.backoff + 1).min(20);
         self.timeout_at = now.after(self.rtt.timeout(self.backoff));
+    }
+
+    fn mark_oldest_lost(&mut self, most: u32) {
+        let mut left = most;
+        for number in self.oldest..self.next {
+            if left == 0 {
+                break;
+            }
+            if !self.acked.get(number) {
+                self.mark_lost(number);
+                left -= 1;
+            }
+        }
     }
 
     /// Takes back an undelivered item of a session that is over: (token, source).
@@ -491,6 +520,7 @@ impl Sender {
         self.end_item = 0;
         self.open_fragment = 0;
         self.backoff = 0;
+        self.again = 1;
         self.timeout_at = Nanos::NEVER;
         self.loss_at = Nanos::NEVER;
         self.ask = false;
