@@ -18,6 +18,15 @@ pub const OPEN_SETS_MAX: usize = 64;
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// Copies of an update, the responsible mover's included.
 pub const COPIES_MAX: usize = 8;
+/// How far beyond the last stored set a record or manifest may be: a primary has at most
+/// [`OPEN_SETS_MAX`] sets that it does not know to be confirmed, and messages overtake one another.
+pub const SETS_AHEAD_MAX: u64 = 2 * OPEN_SETS_MAX as u64;
+/// Pause before a failed write to a secondary volume is tried again, at first and at most.
+pub const APPLY_RETRY_NS_MIN: u64 = 10_000_000;
+/// See [`APPLY_RETRY_NS_MIN`].
+pub const APPLY_RETRY_NS_MAX: u64 = 1_000_000_000;
+/// Entries that a secondary shard drops or evicts in one turn.
+pub const HOUSEKEEPING_BATCH: usize = 512;
 
 const _: () = assert!(FACTS_PER_PART * 96 + 64 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(COPIES_MAX <= MOVERS_MAX);

@@ -12,4 +12,5 @@ pub mod message;
 pub mod primary;
 pub mod ranges;
 pub mod sabotage;
+pub mod secondary;
 pub mod types;

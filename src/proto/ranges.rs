@@ -93,7 +93,8 @@ impl RangeOrder {
     /// Room for slots below `slots` without another allocation.
     #[must_use]
     pub fn with_capacity(slots: usize) -> Self {
-        let buckets = slots.saturating_mul(2).next_power_of_two().clamp(256, 1 << 15);
+        // Sparse, so that a look into a bucket rarely finds another's extent.
+        let buckets = slots.saturating_mul(8).next_power_of_two().clamp(256, 1 << 16);
         Self {
             slots: vec![Slot::FREE; slots],
             heads: vec![NIL; buckets],
@@ -190,6 +191,23 @@ impl RangeOrder {
                 }
             });
         }
+    }
+
+    /// Names each slot that still waits, came before `slot` and lies wholly within its extent.
+    /// Where only the outcome counts (apply of a set, invariant 7) such an operation need not be
+    /// carried out: the caller gives it up with [`RangeOrder::finish`].
+    ///
+    /// # Panics
+    /// When `slot` is not admitted: an error of the caller.
+    pub fn superseded_by(&mut self, slot: u32, mut found: impl FnMut(u32)) {
+        let cover = self.slots[slot as usize];
+        assert!(cover.blocks != 0, "slot {slot} is not in use");
+        self.visit_overlapping(cover.volume, cover.extent(), |index, other| {
+            let within = other.lba >= cover.lba && other.extent().end() <= cover.extent().end();
+            if within && other.stamp < cover.stamp && other.ahead != 0 {
+                found(index);
+            }
+        });
     }
 
     #[inline]
@@ -365,6 +383,20 @@ mod tests {
         let extent = Extent { lba: 0, blocks: u32::MAX };
         assert_eq!(order.admit(0, VolumeId(1), extent), Admission::Ready);
         assert_eq!(order.admit(1, VolumeId(2), extent), Admission::Ready);
+    }
+
+    #[test]
+    fn only_a_waiting_extent_wholly_under_a_later_one_is_superseded() {
+        let mut order = RangeOrder::with_capacity(8);
+        let extent = |lba, blocks| Extent { lba, blocks };
+        assert_eq!(order.admit(0, VolumeId(1), extent(0, 4)), Admission::Ready);
+        for (slot, lba, blocks) in [(1, 0, 4), (2, 2, 4), (3, 1, 2), (4, 0, 4)] {
+            assert_eq!(order.admit(slot, VolumeId(1), extent(lba, blocks)), Admission::Waits);
+        }
+        let mut found = Vec::new();
+        order.superseded_by(4, |slot| found.push(slot));
+        found.sort_unstable();
+        assert_eq!(found, [1, 3], "0 is in flight, 2 reaches further");
     }
 
     /// Not a claim but a number: `cargo test --release ranges -- --ignored --nocapture`.

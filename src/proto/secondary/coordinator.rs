@@ -1,0 +1,615 @@
+//! The secondary site's coordinator: when a set is there, and when it may be applied.
+//!
+//! It hands each shard its part of every manifest. A set that all shards have stored is committed
+//! in the journal, in order, then confirmed to the primary (invariant 8) and applied: all shards
+//! are told to apply a set only when all have applied the one before (invariant 7, T3).
+//!
+//! Nothing is repeated by timer. A shard says how far it is whenever its link comes up (`Resume`)
+//! and gets what it lacks; the primary coordinator gets the confirmation again when its link comes
+//! up, and sends again the manifests that it misses one for.
+//!
+//! After a restart the coordinator does not know whether a shard was told to apply the set after
+//! the last one that all have applied. It takes it that one was: that set is finished before a
+//! boundary is claimed, also when apply is paused (T4).
+
+use crate::proto::command::{Command, JournalEntry, JournalPos, Report, SetState, Token};
+use crate::proto::limits::SETS_AHEAD_MAX;
+use crate::proto::message::{BrokenReason, FactsAssembly, FactsPart, Message, VolumeFacts};
+use crate::proto::sabotage::Sabotage;
+use crate::proto::types::{GroupId, Nanos, SetId, ShardId, VolumeId};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Marks the coordinator's tokens among those of its poller.
+const TOKEN_MARK: u64 = 1 << 63;
+/// Of these, flushes.
+const FLUSH_MARK: u64 = 1 << 62;
+/// A commit that lies so many commits behind the newest is written anew, so that an idle group
+/// does not hold the journal.
+const COMMIT_AGE_MAX: u64 = 256;
+
+/// Whether a token came from a coordinator.
+pub(super) const fn owns(token: Token) -> bool {
+    token.0 & TOKEN_MARK != 0
+}
+
+/// What a secondary coordinator has to know; fixed while it lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoordinatorConfig {
+    /// The shard it runs beside.
+    pub me: ShardId,
+    /// The primary site's coordinator.
+    pub primary_coordinator: ShardId,
+    /// All shards of this site, its own included.
+    pub shards: Vec<ShardId>,
+    /// All groups.
+    pub groups: Vec<GroupId>,
+    /// Which shard writes which volume.
+    pub volumes: Vec<(VolumeId, ShardId)>,
+    /// A rule to break on purpose, in tests.
+    pub sabotage: Sabotage,
+}
+
+/// How far a group is at the site.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CoordinatorStatus {
+    /// The group.
+    pub group: GroupId,
+    /// The last set that the site could fail over to: all of it is here, durably.
+    pub committed: SetId,
+    /// When that set was cut, nanoseconds since the Unix epoch; 0 when there is none.
+    pub committed_cut_time_ns: u64,
+    /// The last set that is on all volumes.
+    pub applied: SetId,
+    /// When that set was cut; 0 when there is none.
+    pub applied_cut_time_ns: u64,
+    /// The volumes stand at `applied` exactly: no shard is applying the set after it.
+    pub at_boundary: bool,
+    /// Apply is to stop at the next boundary.
+    pub paused: bool,
+    /// Facts and updates did not agree, here or at the primary.
+    pub broken: bool,
+    /// Shards that have not said how far they are.
+    pub missing_shards: usize,
+}
+
+/// A shard's line.
+#[derive(Clone, Copy, Default, Debug)]
+struct Row {
+    /// The shard has spoken since this coordinator started.
+    known: bool,
+    stored: SetId,
+    applied: SetId,
+}
+
+/// A set that is not yet committed.
+#[derive(Clone, Default, Debug)]
+struct Pending {
+    assembly: FactsAssembly,
+    cut_time_ns: u64,
+    /// Per shard, in the order of the configuration.
+    facts: Option<Vec<Vec<VolumeFacts>>>,
+}
+
+/// A committed set of which something is still asked.
+#[derive(Clone, Copy, Debug)]
+struct Commit {
+    set: SetId,
+    cut_time_ns: u64,
+    /// Its turn among commits; 0: from before the start.
+    ordinal: u64,
+    /// Where it is needed in the journal, once known.
+    position: Option<JournalPos>,
+    /// Being written anew nearer to the end: turn, position.
+    moving: Option<(u64, Option<JournalPos>)>,
+}
+
+#[derive(Clone, Debug)]
+struct Group {
+    id: GroupId,
+    rows: Vec<Row>,
+    /// The sets after `appended`, without holes.
+    pending: VecDeque<Pending>,
+    /// From the last set applied everywhere to the last one appended.
+    commits: VecDeque<Commit>,
+    /// All sets up to here have their commit in the journal.
+    appended: SetId,
+    /// All sets up to here are committed: durable, and confirmed.
+    committed: SetId,
+    /// The last set that a shard may have begun to apply; none before all rows are known.
+    started: Option<SetId>,
+    /// What was last reported as applied.
+    applied: SetId,
+    paused: bool,
+    /// The boundary at which the pause was reported.
+    paused_at: Option<SetId>,
+    broken: bool,
+}
+
+impl Group {
+    fn stored_everywhere(&self) -> Option<SetId> {
+        self.rows.iter().map(|row| row.known.then_some(row.stored)).min()?
+    }
+    fn applied_everywhere(&self) -> Option<SetId> {
+        self.rows.iter().map(|row| row.known.then_some(row.applied)).min()?
+    }
+    fn cut_time_ns(&self, set: SetId) -> u64 {
+        self.commits.iter().find(|commit| commit.set == set).map_or(0, |commit| commit.cut_time_ns)
+    }
+}
+
+/// The state machine. Owner: the poller it runs on. [`super::Secondary`] documents the inputs.
+#[derive(Clone, Debug)]
+pub struct SecondaryCoordinator {
+    config: CoordinatorConfig,
+    /// Index of a volume's shard.
+    owners: BTreeMap<VolumeId, usize>,
+    groups: BTreeMap<GroupId, Group>,
+    commands: VecDeque<Command>,
+    /// Commits appended so far.
+    ordinal: u64,
+    durable: u64,
+    retired: JournalPos,
+    refused_messages: u64,
+}
+
+impl SecondaryCoordinator {
+    /// A coordinator that knows nothing yet.
+    ///
+    /// # Panics
+    /// When a volume's shard is not among the shards: the configuration is checked before.
+    #[must_use]
+    pub fn new(config: CoordinatorConfig) -> Self {
+        let index = |shard: &ShardId| {
+            config.shards.iter().position(|s| s == shard).expect("every volume's shard is known")
+        };
+        let owners = config.volumes.iter().map(|(volume, shard)| (*volume, index(shard))).collect();
+        let group = |id: &GroupId| {
+            let group = Group {
+                id: *id,
+                rows: vec![Row::default(); config.shards.len()],
+                pending: VecDeque::new(),
+                commits: VecDeque::new(),
+                appended: SetId(0),
+                committed: SetId(0),
+                started: None,
+                applied: SetId(0),
+                paused: false,
+                paused_at: None,
+                broken: false,
+            };
+            (*id, group)
+        };
+        let groups = config.groups.iter().map(group).collect();
+        Self {
+            config,
+            owners,
+            groups,
+            commands: VecDeque::new(),
+            ordinal: 0,
+            durable: 0,
+            retired: JournalPos::default(),
+            refused_messages: 0,
+        }
+    }
+
+    /// Takes a commit from the journal, oldest first.
+    pub fn recover_commit(
+        &mut self,
+        position: JournalPos,
+        group: GroupId,
+        set: SetId,
+        cut_time_ns: u64,
+    ) {
+        let Some(group) = self.groups.get_mut(&group) else { return };
+        let position = Some(position);
+        let commit = Commit { set, cut_time_ns, ordinal: 0, position, moving: None };
+        // A commit may have been written anew.
+        group.commits.retain(|commit| commit.set != set);
+        group.commits.push_back(commit);
+        group.committed = group.committed.max(set);
+        group.appended = group.committed;
+    }
+
+    /// The journal is read; the shards will say how far they are.
+    pub fn recovered(&mut self, _now: Nanos) {}
+
+    /// Whether a message that arrived at the poller is the coordinator's; the others are the
+    /// shard's.
+    #[must_use]
+    pub fn wants(&self, from: ShardId, message: &Message) -> bool {
+        match message {
+            Message::Manifest { .. } => from != self.config.me,
+            Message::Stored { .. }
+            | Message::Applied { .. }
+            | Message::Resume { .. }
+            | Message::PauseApply { .. }
+            | Message::Broken { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// A message that [`SecondaryCoordinator::wants`] accepts.
+    pub fn handle_message(&mut self, _now: Nanos, from: ShardId, message: Message) {
+        let shard = self.config.shards.iter().position(|shard| *shard == from);
+        let from_primary = from == self.config.primary_coordinator;
+        let known = |group: &GroupId| self.groups.contains_key(group);
+        match (message, shard) {
+            (Message::Manifest { group, set, cut_time_ns, facts }, _)
+                if from_primary && known(&group) =>
+            {
+                self.handle_manifest(group, set, cut_time_ns, facts);
+            }
+            (Message::Stored { group, set }, Some(shard)) if known(&group) => {
+                self.update(group, shard, |row| row.stored = row.stored.max(set));
+            }
+            (Message::Applied { group, set }, Some(shard)) if known(&group) => {
+                self.update(group, shard, |row| row.applied = row.applied.max(set));
+            }
+            (Message::Resume { group, stored, applied }, Some(shard)) if known(&group) => {
+                self.resume(group, shard, stored, applied);
+            }
+            (Message::PauseApply { group, paused }, _)
+                if from == self.config.me && known(&group) =>
+            {
+                self.pause(group, paused);
+            }
+            (Message::Broken { group, reason }, shard)
+                if (from_primary || shard.is_some()) && known(&group) =>
+            {
+                self.broken(group, reason, shard.is_some());
+            }
+            _ => self.refused_messages += 1,
+        }
+    }
+
+    fn update(&mut self, group: GroupId, shard: usize, change: impl FnOnce(&mut Row)) {
+        if let Some(group) = self.groups.get_mut(&group) {
+            change(&mut group.rows[shard]);
+        }
+        self.commit(group);
+        self.apply(group);
+    }
+
+    /// A shard says how far it is, and gets what it lacks. What it ever said is durable there, so
+    /// a message that overtook this one still holds.
+    fn resume(&mut self, id: GroupId, shard: usize, stored: SetId, applied: SetId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let row = &mut group.rows[shard];
+        row.known = true;
+        row.stored = row.stored.max(stored);
+        row.applied = row.applied.max(applied);
+        let row = *row;
+        let first = group.appended.next();
+        let apply = group.started.filter(|started| *started > row.applied);
+        for at in 0..group.pending.len() {
+            let set = SetId(first.0 + at as u64);
+            if set > row.stored {
+                self.send_share(id, set, at, shard);
+            }
+        }
+        if let Some(set) = apply {
+            let message = Message::Apply { group: id, set };
+            self.commands.push_back(Command::Send { to: self.config.shards[shard], message });
+        }
+        self.commit(id);
+        self.apply(id);
+    }
+
+    fn handle_manifest(&mut self, id: GroupId, set: SetId, cut_time_ns: u64, part: FactsPart) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if set <= group.committed {
+            let message = Message::Confirmed { group: id, set: group.committed };
+            let to = self.config.primary_coordinator;
+            self.commands.push_back(Command::Send { to, message });
+            return;
+        }
+        if set <= group.appended {
+            return;
+        }
+        if set.0 > group.committed.0 + SETS_AHEAD_MAX {
+            self.refused_messages += 1;
+            return;
+        }
+        let at = (set.0 - group.appended.0 - 1) as usize;
+        while group.pending.len() <= at {
+            group.pending.push_back(Pending::default());
+        }
+        let pending = &mut group.pending[at];
+        if pending.facts.is_some() || !pending.assembly.add(part) {
+            return;
+        }
+        let facts = core::mem::take(&mut pending.assembly).into_facts();
+        let mut shares = vec![Vec::new(); self.config.shards.len()];
+        let mut stray = false;
+        for fact in facts {
+            match self.owners.get(&fact.volume) {
+                Some(owner) => shares[*owner].push(fact),
+                None => stray = true,
+            }
+        }
+        if stray {
+            // A set that this site cannot hold wholly must never look complete.
+            self.broken(id, BrokenReason::DigestMismatch, true);
+            return;
+        }
+        pending.cut_time_ns = cut_time_ns;
+        pending.facts = Some(shares);
+        let lacking: Vec<usize> = (0..group.rows.len())
+            .filter(|shard| group.rows[*shard].known && group.rows[*shard].stored < set)
+            .collect();
+        for shard in lacking {
+            self.send_share(id, set, at, shard);
+        }
+        self.commit(id);
+    }
+
+    fn send_share(&mut self, id: GroupId, set: SetId, at: usize, shard: usize) {
+        let Some(pending) = self.groups.get(&id).and_then(|group| group.pending.get(at)) else {
+            return;
+        };
+        let Some(facts) = &pending.facts else { return };
+        let (to, cut_time_ns) = (self.config.shards[shard], pending.cut_time_ns);
+        for facts in FactsPart::split(&facts[shard]) {
+            let message = Message::Manifest { group: id, set, cut_time_ns, facts };
+            self.commands.push_back(Command::Send { to, message });
+        }
+    }
+
+    /// Commits what all shards have stored, in the order of sets.
+    fn commit(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(stored) = group.stored_everywhere() else { return };
+        let before = group.appended;
+        while group.appended < stored
+            && let Some(Pending { facts: Some(_), cut_time_ns, .. }) = group.pending.front()
+        {
+            let cut_time_ns = *cut_time_ns;
+            let set = group.appended.next();
+            self.ordinal += 1;
+            let ordinal = self.ordinal;
+            let entry = JournalEntry::Commit { group: id, set, cut_time_ns };
+            let token = Token(TOKEN_MARK | ordinal);
+            self.commands.push_back(Command::Journal { entry, token });
+            let commit = Commit { set, cut_time_ns, ordinal, position: None, moving: None };
+            group.commits.push_back(commit);
+            group.pending.pop_front();
+            group.appended = set;
+        }
+        if group.appended == before {
+            return;
+        }
+        self.flush();
+        if self.config.sabotage.is(Sabotage::ConfirmBeforeDurable) {
+            self.settle(id, u64::MAX);
+        }
+    }
+
+    fn flush(&mut self) {
+        let token = Token(TOKEN_MARK | FLUSH_MARK | self.ordinal);
+        self.commands.push_back(Command::JournalFlush { token });
+    }
+
+    /// See [`super::Secondary::handle_journaled`].
+    pub fn handle_journaled(&mut self, _now: Nanos, token: Token, position: JournalPos) {
+        let ordinal = token.0 & !TOKEN_MARK;
+        let commits = self.groups.values_mut().flat_map(|group| group.commits.iter_mut());
+        for commit in commits {
+            if commit.ordinal == ordinal {
+                commit.position = Some(position);
+            }
+            if let Some((turn, moved)) = &mut commit.moving
+                && *turn == ordinal
+            {
+                *moved = Some(position);
+            }
+        }
+    }
+
+    /// See [`super::Secondary::handle_journal_durable`].
+    pub fn handle_journal_durable(&mut self, _now: Nanos, token: Token) {
+        self.durable = self.durable.max(token.0 & !(TOKEN_MARK | FLUSH_MARK));
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in ids {
+            self.settle(id, self.durable);
+        }
+        self.retire();
+    }
+
+    /// Commits up to turn `durable` are durable.
+    fn settle(&mut self, id: GroupId, durable: u64) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let before = group.committed;
+        for commit in &group.commits {
+            if commit.ordinal <= durable && commit.set > group.committed {
+                group.committed = commit.set;
+                let (set, state) = (commit.set, SetState::Received);
+                self.commands.push_back(Command::Report(Report::SetState {
+                    group: id,
+                    set,
+                    state,
+                }));
+            }
+        }
+        if group.committed > before {
+            let message = Message::Confirmed { group: id, set: group.committed };
+            let to = self.config.primary_coordinator;
+            self.commands.push_back(Command::Send { to, message });
+            self.apply(id);
+        }
+    }
+
+    /// Moves apply on: claims a boundary that is reached, starts the next set.
+    fn apply(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(applied) = group.applied_everywhere() else { return };
+        let Some(started) = group.started else {
+            // All have spoken for the first time. A shard may have begun the set after.
+            let started = applied.next().min(group.committed.max(applied));
+            group.started = Some(started);
+            if started > applied {
+                self.start(id, started);
+            } else {
+                self.apply(id);
+            }
+            return;
+        };
+        if self.config.sabotage.is(Sabotage::ApplyOutOfLockstep) {
+            self.apply_out_of_lockstep(id);
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if applied < started {
+            return;
+        }
+        if group.applied < applied {
+            group.applied = applied;
+            let (set, state) = (applied, SetState::Applied);
+            self.commands.push_back(Command::Report(Report::SetState { group: id, set, state }));
+            let message = Message::Applied { group: id, set };
+            let to = self.config.primary_coordinator;
+            self.commands.push_back(Command::Send { to, message });
+        }
+        while group.commits.front().is_some_and(|commit| commit.set < applied) {
+            group.commits.pop_front();
+        }
+        if group.paused {
+            if group.paused_at != Some(applied) {
+                group.paused_at = Some(applied);
+                let report = Report::ApplyPaused { group: id, at: applied, paused: true };
+                self.commands.push_back(Command::Report(report));
+            }
+        } else if group.committed > applied {
+            let next = applied.next();
+            group.started = Some(next);
+            self.start(id, next);
+        }
+    }
+
+    fn start(&mut self, id: GroupId, set: SetId) {
+        let state = SetState::Applying;
+        self.commands.push_back(Command::Report(Report::SetState { group: id, set, state }));
+        for to in self.config.shards.clone() {
+            let message = Message::Apply { group: id, set };
+            self.commands.push_back(Command::Send { to, message });
+        }
+    }
+
+    /// Tells every shard to go on as soon as it can, whatever the others do.
+    fn apply_out_of_lockstep(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get(&id) else { return };
+        for (row, to) in group.rows.iter().zip(&self.config.shards) {
+            if row.applied < group.committed {
+                let message = Message::Apply { group: id, set: row.applied.next() };
+                self.commands.push_back(Command::Send { to: *to, message });
+            }
+        }
+    }
+
+    fn pause(&mut self, id: GroupId, paused: bool) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.paused
+            && !paused
+            && let Some(at) = group.paused_at
+        {
+            let report = Report::ApplyPaused { group: id, at, paused: false };
+            self.commands.push_back(Command::Report(report));
+        }
+        group.paused = paused;
+        group.paused_at = None;
+        self.apply(id);
+    }
+
+    fn broken(&mut self, id: GroupId, reason: BrokenReason, tell_primary: bool) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if core::mem::replace(&mut group.broken, true) {
+            return;
+        }
+        self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
+        if tell_primary {
+            let message = Message::Broken { group: id, reason };
+            let to = self.config.primary_coordinator;
+            self.commands.push_back(Command::Send { to, message });
+        }
+    }
+
+    /// See [`super::Secondary::handle_peer_up`]. Shards speak for themselves.
+    pub fn handle_peer_up(&mut self, _now: Nanos, peer: ShardId) {
+        if peer != self.config.primary_coordinator {
+            return;
+        }
+        for group in self.groups.values() {
+            let id = group.id;
+            let mut messages = Vec::new();
+            if group.committed > SetId(0) {
+                messages.push(Message::Confirmed { group: id, set: group.committed });
+            }
+            if group.applied > SetId(0) {
+                messages.push(Message::Applied { group: id, set: group.applied });
+            }
+            if group.broken {
+                let reason = BrokenReason::DigestMismatch;
+                messages.push(Message::Broken { group: id, reason });
+            }
+            for message in messages {
+                self.commands.push_back(Command::Send { to: peer, message });
+            }
+        }
+    }
+
+    /// Says from where the journal is still needed, and moves commits that hold it.
+    fn retire(&mut self) {
+        let mut floor: Option<JournalPos> = None;
+        for group in self.groups.values_mut() {
+            let alone = group.commits.len() == 1;
+            let Some(front) = group.commits.front_mut() else { continue };
+            if let Some((ordinal, Some(position))) = front.moving
+                && ordinal <= self.durable
+            {
+                (front.ordinal, front.position, front.moving) = (ordinal, Some(position), None);
+            }
+            if let Some(position) = front.position {
+                floor = Some(floor.map_or(position, |f| f.min(position)));
+            }
+            let old = self.ordinal - front.ordinal > COMMIT_AGE_MAX;
+            if alone && old && front.moving.is_none() {
+                self.ordinal += 1;
+                front.moving = Some((self.ordinal, None));
+                let (set, cut_time_ns) = (front.set, front.cut_time_ns);
+                let entry = JournalEntry::Commit { group: group.id, set, cut_time_ns };
+                let token = Token(TOKEN_MARK | self.ordinal);
+                self.commands.push_back(Command::Journal { entry, token });
+            }
+        }
+        if let Some(before) = floor
+            && before > self.retired
+        {
+            self.retired = before;
+            self.commands.push_back(Command::JournalRetire { before });
+        }
+    }
+
+    /// The next effect.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// How far the groups are (T6).
+    pub fn status(&self) -> impl Iterator<Item = CoordinatorStatus> + '_ {
+        self.groups.values().map(|group| CoordinatorStatus {
+            group: group.id,
+            committed: group.committed,
+            committed_cut_time_ns: group.cut_time_ns(group.committed),
+            applied: group.applied,
+            applied_cut_time_ns: group.cut_time_ns(group.applied),
+            at_boundary: group.started == Some(group.applied),
+            paused: group.paused,
+            broken: group.broken,
+            missing_shards: group.rows.iter().filter(|row| !row.known).count(),
+        })
+    }
+
+    pub(super) fn refused_messages(&self) -> u64 {
+        self.refused_messages
+    }
+}
