@@ -426,6 +426,7 @@ impl Boundary {
                 cut_time_ns: set.cut_time_ns,
                 updates: set.facts.iter().map(VolumeFacts::count).sum(),
                 bytes: set.facts.iter().map(|f| f.bytes).sum(),
+                facts: set.facts.clone(),
             }));
         }
         for set in formed {

@@ -3,10 +3,11 @@
 //! The caller takes commands in order and carries them out; the result of each comes back as an
 //! input. Nothing here blocks and nothing is waited for.
 
-use super::message::{BrokenReason, Message};
+use super::message::{BrokenReason, Message, VolumeFacts};
 use super::types::{
     BufRef, Extent, GroupId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
 };
+use alloc::vec::Vec;
 
 /// Names one update inside the state machine that issued a command; goes back with the result.
 /// The upper half is a generation, so that a late result of a slot's former user is recognised.
@@ -210,6 +211,8 @@ pub enum Report {
         updates: u64,
         /// Payload bytes.
         bytes: u64,
+        /// What it holds, by volume.
+        facts: Vec<VolumeFacts>,
     },
     /// A base write failed; the number is void and the extent's contents are unknown.
     Void {

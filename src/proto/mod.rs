@@ -9,6 +9,7 @@ pub mod command;
 pub mod limits;
 pub mod link;
 pub mod message;
+pub mod node;
 pub mod primary;
 pub mod ranges;
 pub mod sabotage;

@@ -49,12 +49,15 @@ pub enum ToPoller {
         /// Where the answer goes.
         reply: Sender<Box<PollerSnapshot>>,
     },
-    /// Take no more host updates (they wait, unanswered) or take them again. Before a clean stop.
+    /// Take no more host updates (they wait, unanswered) or take them again. Before a clean stop:
+    /// as long as updates are retained, the shard's pressure input is given so that the sets they
+    /// are in are closed without waiting for the period.
     Quiesce {
         /// Stop or go on.
         quiesced: bool,
     },
     /// Finish what is under way at the base and the journal, close channels, and end the thread.
+    /// Host commands that still wait are completed with an abort status.
     Stop,
 }
 
@@ -95,6 +98,9 @@ pub enum FromPoller {
     Stopped {
         /// Its shard.
         shard: ShardId,
+        /// How everything stood when nothing changed any more: the exact numbers and sets that a
+        /// clean stop is recorded with. None when it ended before it ran.
+        last: Option<Box<PollerSnapshot>>,
     },
 }
 
@@ -213,6 +219,8 @@ pub struct SecondaryCoordinatorView {
     pub committed_cut_time_ns: u64,
     /// The last set that all shards have applied: the consistency point.
     pub applied: SetId,
+    /// When that set was cut, nanoseconds since the Unix epoch; 0 when not known.
+    pub applied_cut_time_ns: u64,
     /// Whether apply is stopped on request.
     pub paused: bool,
     /// Whether the volumes stand exactly at `applied`: nothing of a later set is being written.

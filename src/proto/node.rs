@@ -1,0 +1,250 @@
+//! One poller's machines behind one set of inputs and outputs.
+//!
+//! Pollers and the simulator drive a [`Node`]; it hands each message to the machine that it is for,
+//! and brings back at once what a machine sends to a machine of the same poller. It decides
+//! nothing.
+
+use super::boundary::Boundary;
+use super::command::{Command, JournalPos, RecordRole, Token};
+use super::message::Message;
+use super::primary::{PrimaryShard, RecordVerdict};
+use super::secondary::{Receipt, Refusal, Secondary};
+use super::types::{BufRef, Epoch, MoverId, Nanos, NvmeStatus, ShardId};
+use crate::wire::update::UpdateInfo;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// The machines of a poller.
+#[derive(Debug)]
+pub enum Machines {
+    /// At the primary site: a shard, and the boundary engine on the coordinator's poller 0.
+    Primary {
+        /// The shard.
+        shard: PrimaryShard,
+        /// The engine.
+        boundary: Option<Boundary>,
+    },
+    /// At the secondary site: a shard, and the coordinator on its poller 0. It has its own
+    /// dispatch.
+    Secondary(Secondary),
+}
+
+/// A poller's part of the protocol. Owned by the poller.
+#[derive(Debug)]
+pub struct Node {
+    me: ShardId,
+    epoch: Epoch,
+    /// Movers of the other site: tells the two senders of the same message apart.
+    other_site: Vec<MoverId>,
+    /// The machines.
+    pub machines: Machines,
+    /// What machines of this poller say to one another.
+    loopback: VecDeque<Message>,
+}
+
+impl Node {
+    /// A node with its machines at launch; secondary ones have recovered from their journal. The
+    /// loop-back link is up at once.
+    #[must_use]
+    pub fn new(
+        me: ShardId,
+        epoch: Epoch,
+        other_site: Vec<MoverId>,
+        machines: Machines,
+        now: Nanos,
+    ) -> Self {
+        let mut node =
+            Self { me, epoch, other_site, machines, loopback: VecDeque::with_capacity(16) };
+        node.handle_peer_up(now, me);
+        node
+    }
+
+    /// The shard that the node is.
+    #[must_use]
+    pub fn me(&self) -> ShardId {
+        self.me
+    }
+
+    /// The primary shard, at a primary mover.
+    #[inline]
+    pub fn primary(&mut self) -> Option<&mut PrimaryShard> {
+        match &mut self.machines {
+            Machines::Primary { shard, .. } => Some(shard),
+            Machines::Secondary(_) => None,
+        }
+    }
+
+    /// The secondary machines, at a secondary mover.
+    #[inline]
+    pub fn secondary(&mut self) -> Option<&mut Secondary> {
+        match &mut self.machines {
+            Machines::Secondary(machines) => Some(machines),
+            Machines::Primary { .. } => None,
+        }
+    }
+
+    /// The boundary engine, where it runs.
+    pub fn boundary(&mut self) -> Option<&mut Boundary> {
+        match &mut self.machines {
+            Machines::Primary { boundary, .. } => boundary.as_mut(),
+            Machines::Secondary(_) => None,
+        }
+    }
+
+    /// A control message from `from`, sent in `epoch`.
+    pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
+        let other_site = self.other_site.contains(&from.mover);
+        match &mut self.machines {
+            Machines::Primary { shard, boundary } => {
+                let for_engine = match &message {
+                    Message::Prepared { .. }
+                    | Message::Closed { .. }
+                    | Message::CloseNow { .. }
+                    | Message::Applied { .. } => true,
+                    Message::Confirmed { .. } => other_site,
+                    Message::Resume { .. } => !other_site,
+                    Message::Broken { .. } => {
+                        // A shard tells the engine, and the engine tells all shards: where both
+                        // are on this poller, each takes what it does not know yet.
+                        if let Some(engine) = boundary {
+                            engine.handle_message(now, from, epoch, message.clone());
+                        }
+                        false
+                    }
+                    _ => false,
+                };
+                match boundary {
+                    Some(engine) if for_engine => engine.handle_message(now, from, epoch, message),
+                    _ => shard.handle_message(now, from, epoch, message),
+                }
+            }
+            Machines::Secondary(machines) => machines.handle_message(now, from, epoch, message),
+        }
+    }
+
+    /// The link to `peer` is up with a new memory at the other end.
+    pub fn handle_peer_up(&mut self, now: Nanos, peer: ShardId) {
+        match &mut self.machines {
+            Machines::Primary { shard, boundary } => {
+                shard.handle_peer_up(peer);
+                if let Some(engine) = boundary {
+                    engine.handle_peer_up(peer);
+                }
+            }
+            Machines::Secondary(machines) => machines.handle_peer_up(now, peer),
+        }
+    }
+
+    /// A record from a peer, stored and verified by the caller.
+    #[inline]
+    pub fn handle_record(
+        &mut self,
+        now: Nanos,
+        from: ShardId,
+        role: RecordRole,
+        info: &UpdateInfo,
+        buf: BufRef,
+    ) -> RecordVerdict {
+        match (&mut self.machines, role) {
+            (Machines::Primary { shard, .. }, RecordRole::Mirror) => {
+                shard.handle_record(from, info, buf)
+            }
+            (Machines::Secondary(machines), _) => {
+                match machines.handle_record(now, from, role, info, buf) {
+                    Receipt::Accepted => RecordVerdict::Kept,
+                    Receipt::Refused(Refusal::TooFarAhead) => RecordVerdict::Full,
+                    Receipt::Refused(Refusal::Epoch) => RecordVerdict::StaleEpoch,
+                    Receipt::Duplicate | Receipt::Refused(_) => RecordVerdict::NotNeeded,
+                }
+            }
+            (Machines::Primary { .. }, _) => RecordVerdict::NotNeeded,
+        }
+    }
+
+    /// The receiver of a record has stored it.
+    #[inline]
+    pub fn handle_delivered(&mut self, now: Nanos, token: Token) {
+        match &mut self.machines {
+            Machines::Primary { shard, .. } => shard.handle_delivered(token),
+            Machines::Secondary(machines) => machines.handle_delivered(now, token),
+        }
+    }
+
+    /// A volume has completed a write or a flush.
+    #[inline]
+    pub fn handle_written(&mut self, now: Nanos, token: Token, status: NvmeStatus) {
+        match &mut self.machines {
+            Machines::Primary { shard, .. } => shard.handle_written(token, status),
+            Machines::Secondary(machines) => machines.handle_written(now, token, status),
+        }
+    }
+
+    /// The journal has given an entry its place. Secondary movers only.
+    pub fn handle_journaled(&mut self, now: Nanos, token: Token, position: JournalPos) {
+        if let Machines::Secondary(machines) = &mut self.machines {
+            machines.handle_journaled(now, token, position);
+        }
+    }
+
+    /// The journal is durable up to the flush that `token` names. Secondary movers only.
+    pub fn handle_journal_durable(&mut self, now: Nanos, token: Token) {
+        if let Machines::Secondary(machines) = &mut self.machines {
+            machines.handle_journal_durable(now, token);
+        }
+    }
+
+    /// Memory runs short.
+    pub fn handle_pressure(&mut self, now: Nanos) {
+        match &mut self.machines {
+            Machines::Primary { shard, .. } => shard.handle_pressure(),
+            Machines::Secondary(machines) => machines.handle_pressure(now),
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        match &mut self.machines {
+            Machines::Primary { boundary, .. } => {
+                if let Some(engine) = boundary {
+                    engine.handle_timeout(now);
+                }
+            }
+            Machines::Secondary(machines) => machines.handle_timeout(now),
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    #[must_use]
+    pub fn next_timeout(&self) -> Nanos {
+        match &self.machines {
+            Machines::Primary { boundary, .. } => {
+                boundary.as_ref().map_or(Nanos::NEVER, Boundary::next_timeout)
+            }
+            Machines::Secondary(machines) => machines.next_timeout(),
+        }
+    }
+
+    /// The next thing to do. What a machine says to one of the same poller is delivered here and
+    /// never comes out.
+    #[inline]
+    pub fn poll_command(&mut self, now: Nanos) -> Option<Command> {
+        loop {
+            let command = match &mut self.machines {
+                Machines::Primary { shard, boundary } => {
+                    shard.poll_command().or_else(|| boundary.as_mut()?.poll_command())
+                }
+                Machines::Secondary(machines) => return machines.poll_command(),
+            };
+            match command {
+                Some(Command::Send { to, message }) if to == self.me => {
+                    self.loopback.push_back(message);
+                }
+                Some(command) => return Some(command),
+                None => {
+                    let message = self.loopback.pop_front()?;
+                    self.handle_message(now, self.me, self.epoch, message);
+                }
+            }
+        }
+    }
+}
