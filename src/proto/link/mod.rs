@@ -271,7 +271,10 @@ impl Link {
             self.phase = Phase::Beginning { reset: false };
             return Event::Reset;
         }
-        if let Some((token, buf)) = self.data_out.poll_dropped() {
+        // What was acknowledged, but not taken yet, was stored by a memory that is gone.
+        if let Some((token, buf)) =
+            self.data_out.poll_done().or_else(|| self.data_out.poll_dropped())
+        {
             return Event::Dropped { token: Token(token), buf: BufRef(buf) };
         }
         if let Some(buf) = self.data_in.poll_abandoned() {

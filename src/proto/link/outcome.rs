@@ -24,7 +24,8 @@ pub enum SendError {
 pub enum Event {
     /// The peer lost its memory: whatever was queued for it, and not yet delivered, is dropped.
     Reset,
-    /// After `Reset`: this record was dropped; the link refers to it no more.
+    /// After `Reset`: this record was dropped; the link refers to it no more. Its token comes out
+    /// of [`Link::poll_delivered`] no more.
     Dropped {
         /// The token it was sent with.
         token: Token,

@@ -502,8 +502,7 @@ impl Sender {
         None
     }
 
-    /// Begins anew with number 0. Undelivered items must have been taken back; tokens of
-    /// delivered ones stay for the caller.
+    /// Begins anew with number 0. All items must have been taken back.
     pub(super) fn reset(&mut self) {
         debug_assert!(self.first_item == self.end_item);
         self.acked.reset();
