@@ -69,18 +69,6 @@ setline_nvmf_transport_create(const char *name, const struct setline_transport_o
 	return spdk_nvmf_transport_create_async(name, &opts, cb, ctx);
 }
 
-int
-setline_bdev_writev_fua(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, struct iovec *iov,
-			int iovcnt, uint64_t offset_blocks, uint64_t num_blocks,
-			spdk_bdev_io_completion_cb cb, void *ctx)
-{
-	struct spdk_bdev_ext_io_opts opts = {.size = sizeof(opts)};
-
-	opts.nvme_cdw12.raw = SPDK_NVME_IO_FLAGS_FORCE_UNIT_ACCESS;
-	return spdk_bdev_writev_blocks_ext(desc, ch, iov, iovcnt, offset_blocks, num_blocks, cb,
-					   ctx, &opts);
-}
-
 void
 setline_nvme_ctrlr_info(struct spdk_nvme_ctrlr *ctrlr, struct setline_ctrlr_info *info)
 {

@@ -2,7 +2,6 @@
 #ifndef SETLINE_SHIMS_H
 #define SETLINE_SHIMS_H
 
-#include <spdk/bdev.h>
 #include <spdk/log.h>
 #include <spdk/nvme.h>
 #include <spdk/nvmf.h>
@@ -29,11 +28,6 @@ struct setline_transport_opts {
 /* spdk_nvmf_transport_create_async with those options; -ENODEV for an unknown name. */
 int setline_nvmf_transport_create(const char *name, const struct setline_transport_opts *opts,
 				  spdk_nvmf_transport_create_done_cb cb, void *ctx);
-
-/* spdk_bdev_writev_blocks_ext that sets nothing but the NVMe "force unit access" bit. */
-int setline_bdev_writev_fua(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
-			    struct iovec *iov, int iovcnt, uint64_t offset_blocks,
-			    uint64_t num_blocks, spdk_bdev_io_completion_cb cb, void *ctx);
 
 /* What a controller says about itself; strings as on the wire, padded by spaces. */
 struct setline_ctrlr_info {

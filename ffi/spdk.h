@@ -13,6 +13,7 @@
 #include <spdk/nvme.h>
 #include <spdk/nvmf.h>
 #include <spdk/rpc.h>
+#include <spdk/sock.h>
 #include <spdk/thread.h>
 #include <spdk/uuid.h>
 #include <spdk/version.h>

@@ -10,6 +10,21 @@
 
 #![allow(unsafe_code)]
 
+pub mod address;
+pub mod base;
+pub mod bdev;
+pub mod env;
+pub mod error;
+pub mod nvme;
+pub mod nvmf;
+pub mod op;
+pub mod queue;
+pub mod subsystem;
+pub mod tap;
+pub mod thread;
+
+pub use error::{Error, NvmeStatus, Submit};
+
 /// Generated bindings of the items in `ffi/allow/spdk.txt`.
 #[allow(
     missing_docs,
