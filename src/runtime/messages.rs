@@ -6,7 +6,7 @@
 
 use crate::proto::boundary::CoordinatorView;
 use crate::proto::command::Report;
-use crate::proto::primary::{GroupView, LedgerView, PrimaryCounters};
+use crate::proto::primary::{GroupView, LedgerView, Mirrored, PrimaryCounters};
 use crate::proto::types::{GroupId, Nanos, Seq, SetId, ShardId, VolumeId};
 use crossbeam::channel::Sender;
 use hdrhistogram::Histogram;
@@ -122,8 +122,8 @@ pub struct LedgerAnswer {
     pub shard: ShardId,
     /// Updates it is responsible for.
     pub own: Vec<LedgerView>,
-    /// Copies it holds for others: the responsible shard, volume, number, set, void.
-    pub held: Vec<(ShardId, VolumeId, Seq, SetId, bool)>,
+    /// Copies it holds for others.
+    pub held: Vec<Mirrored>,
 }
 
 /// Everything a poller knows that people or the control thread want.
@@ -174,6 +174,8 @@ pub struct PrimarySnapshot {
     pub groups: Vec<GroupView>,
     /// The next number of each volume.
     pub next_seqs: Vec<(VolumeId, Seq)>,
+    /// Payload bytes of each volume's updates that the secondary has not confirmed.
+    pub retained_bytes: Vec<(VolumeId, u64)>,
 }
 
 /// Counts of one volume at its poller since launch.

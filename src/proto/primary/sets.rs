@@ -56,6 +56,11 @@ impl OwnSet {
         }
     }
 
+    /// Payload bytes of the volume at this index, voids excluded.
+    pub(super) fn bytes(&self, volume: usize) -> u64 {
+        self.facts[volume].bytes
+    }
+
     /// The facts of the volumes that have numbers in the set.
     pub(super) fn facts(&self) -> Vec<VolumeFacts> {
         self.facts.iter().filter(|f| f.last != Seq(0)).cloned().collect()

@@ -537,6 +537,7 @@ impl PrimaryShard {
             return RecordVerdict::Full;
         }
         self.store.insert(from, *info, buf);
+        self.counters.mirrored += 1;
         RecordVerdict::Kept
     }
 

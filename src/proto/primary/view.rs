@@ -17,6 +17,8 @@ pub struct PrimaryCounters {
     pub bytes: u64,
     /// Updates completed to the host with success.
     pub acknowledged: u64,
+    /// Copies of other shards' updates taken in.
+    pub mirrored: u64,
     /// Numbers that became void.
     pub voids: u64,
     /// Updates that waited for an earlier overlapping one.
@@ -87,6 +89,14 @@ impl PrimaryShard {
     /// The number of each volume's next update, for the store.
     pub fn next_seqs(&self) -> impl Iterator<Item = (VolumeId, Seq)> {
         self.volumes.iter().map(|v| (v.config.id, v.next_seq))
+    }
+
+    /// Payload bytes of each volume's updates that the secondary has not confirmed.
+    pub fn retained_bytes(&self) -> impl Iterator<Item = (VolumeId, u64)> {
+        self.volumes.iter().enumerate().map(|(index, volume)| {
+            let sets = self.groups[volume.group].sets.iter();
+            (volume.config.id, sets.map(|set| set.bytes(index)).sum())
+        })
     }
 
     /// The groups, for status.
