@@ -4,8 +4,10 @@
 extern crate alloc;
 
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod lab;
 pub mod mem;
 pub mod proto;
 pub mod ring;

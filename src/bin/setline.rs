@@ -1,2 +1,5 @@
-//! The operator's command line.
-fn main() {}
+//! The operator's command line; all of it is in [`setline::cli`].
+
+fn main() -> std::process::ExitCode {
+    setline::cli::main().into()
+}

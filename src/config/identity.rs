@@ -45,6 +45,12 @@ pub(super) fn derive_serial(nqn: &str) -> String {
     format!("SL{:016x}", fnv1a128(&["setline serial", nqn]) as u64)
 }
 
+/// 32 bits that differ between texts, for names of files.
+pub(super) fn short_hash(text: &str) -> u32 {
+    let hash = fnv1a128(&[text]);
+    (hash ^ hash >> 32 ^ hash >> 64 ^ hash >> 96) as u32
+}
+
 /// FNV-1a with 128 bits over the parts, joined by single spaces.
 fn fnv1a128(parts: &[&str]) -> u128 {
     const OFFSET_BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;

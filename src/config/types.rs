@@ -489,6 +489,15 @@ impl Mover {
         self.ports.iter().find(|port| port.name == name)
     }
 
+    /// Prefix of the process's files in hugetlbfs and of DPDK's run-time directory (EAL's
+    /// `--file-prefix`): the mover's name, and a hash of its `run_dir`, so that movers of the same
+    /// name in different places do not meet.
+    #[must_use]
+    pub fn file_prefix(&self) -> String {
+        let run_dir = self.mover.run_dir.to_string_lossy();
+        format!("setline-{}-{:08x}", self.mover.name, super::identity::short_hash(&run_dir))
+    }
+
     /// Whether anything here sits on the PCI bus; without, EAL need not look at it.
     #[must_use]
     pub fn uses_pci(&self) -> bool {

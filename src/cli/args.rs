@@ -1,0 +1,183 @@
+//! The command line's grammar.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use super::output::Format;
+use super::units::parse_duration;
+use crate::control::client::Target;
+
+/// Looks at and directs movers of setline.
+///
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 unreachable, 5 refused for safety,
+/// 6 degraded, 7 not done in time.
+#[derive(Debug, Parser)]
+#[command(name = "setline", version, max_term_width = 100)]
+pub struct Arguments {
+    /// A mover's API: the path of its socket, or HOST:PORT. Several may be named.
+    #[arg(
+        long,
+        global = true,
+        env = "SETLINE_API",
+        value_delimiter = ',',
+        value_name = "PATH|HOST:PORT",
+        value_parser = |text: &str| text.parse::<Target>().map_err(|error| error.to_string())
+    )]
+    pub target: Vec<Target>,
+    /// All movers of the lab in this directory.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub lab: Option<PathBuf>,
+    /// Longest time a mover may take to answer.
+    #[arg(long, global = true, default_value = "10s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Tables for people, or JSON for programs.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// How movers and groups are. Exit code 6 when not all is well.
+    Status,
+    /// Groups: volumes that are cut together.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Volume pairs.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Pollers and their cores.
+    #[command(subcommand)]
+    Core(CoreCommand),
+    /// Movers of both sites.
+    #[command(subcommand)]
+    Mover(MoverCommand),
+    /// Consistent sets.
+    #[command(subcommand)]
+    Set(SetCommand),
+    /// What is retained of a volume's updates: number, set, copies, origin.
+    Ledger {
+        /// GROUP/VOLUME, or the volume's name where that is unique.
+        volume: String,
+        /// Newest entries to show.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// What happened.
+    Events {
+        /// Goes on, until interrupted.
+        #[arg(long)]
+        follow: bool,
+        /// Only events with a higher number.
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+        since: u64,
+    },
+    /// All counters.
+    Metrics,
+    /// Configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// `setline group`.
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// State, sets and recovery point.
+    Show {
+        /// The group; all when left out.
+        group: Option<String>,
+    },
+    /// Changes the formation period from the next set on.
+    SetPeriod {
+        /// From 10ms to 30d.
+        #[arg(value_parser = parse_duration)]
+        period: Duration,
+        /// The group; may be left out when there is one only.
+        group: Option<String>,
+    },
+    /// Stops applying sets at a boundary, at all secondary movers; receiving goes on.
+    PauseApply {
+        /// The group; may be left out when there is one only.
+        group: Option<String>,
+    },
+    /// Goes on applying sets.
+    ResumeApply {
+        /// The group; may be left out when there is one only.
+        group: Option<String>,
+    },
+}
+
+/// `setline volume`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// All volumes with their identifiers and disks.
+    List,
+    /// Which mover is responsible for which volume.
+    Map,
+}
+
+/// `setline core`.
+#[derive(Debug, Subcommand)]
+pub enum CoreCommand {
+    /// Load of each poller.
+    List,
+    /// Which core serves which volume.
+    Map,
+}
+
+/// `setline mover`.
+#[derive(Debug, Subcommand)]
+pub enum MoverCommand {
+    /// All movers, as the targets see them.
+    List,
+    /// Stops the targets.
+    Stop {
+        /// First waits until what the mover holds is safe elsewhere.
+        #[arg(long)]
+        drain: bool,
+    },
+}
+
+/// `setline set`.
+#[derive(Debug, Subcommand)]
+pub enum SetCommand {
+    /// Sets in existence, newest first.
+    List {
+        /// The group; may be left out when there is one only.
+        group: Option<String>,
+        /// Newest sets to show.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// One set with its manifest.
+    Show {
+        /// Its number.
+        set: u64,
+        /// The group; may be left out when there is one only.
+        group: Option<String>,
+    },
+    /// Closes the open set now.
+    Close {
+        /// The group; may be left out when there is one only.
+        group: Option<String>,
+    },
+}
+
+/// `setline config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Reads files and reports every fault; several files are also held against each other.
+    Check {
+        /// Movers' files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Also checks whether this machine has what they ask for.
+        #[arg(long)]
+        here: bool,
+    },
+}

@@ -1,0 +1,96 @@
+//! What several movers say of one thing, brought together.
+
+use std::collections::BTreeMap;
+
+use crate::control::model::{SetInfo, Status};
+
+/// Merges what several movers know of the same sets: the farthest state, the fullest counts, the
+/// earliest time of each step. Newest first.
+pub(super) fn merge_sets(views: Vec<Vec<SetInfo>>) -> Vec<SetInfo> {
+    let mut merged: BTreeMap<u64, SetInfo> = BTreeMap::new();
+    for set in views.into_iter().flatten() {
+        let Some(known) = merged.get_mut(&set.id) else {
+            merged.insert(set.id, set);
+            continue;
+        };
+        known.state = known.state.max(set.state);
+        // A mover without the manifest counts its own updates only.
+        if set.updates > known.updates {
+            (known.updates, known.bytes) = (set.updates, set.bytes);
+        }
+        let times = [
+            (&mut known.opened_unix_ms, set.opened_unix_ms),
+            (&mut known.closed_unix_ms, set.closed_unix_ms),
+            (&mut known.confirmed_unix_ms, set.confirmed_unix_ms),
+            (&mut known.applied_unix_ms, set.applied_unix_ms),
+            (&mut known.hold_ns, set.hold_ns),
+        ];
+        for (known, seen) in times {
+            *known = match (*known, seen) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        if known.manifest.is_empty() {
+            known.manifest = set.manifest;
+        }
+    }
+    merged.into_values().rev().collect()
+}
+
+/// Everything that is not as it should be, as `MOVER: what`.
+pub(super) fn complaints(statuses: &[Status]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for status in statuses {
+        let said = |what: &str| format!("{}: {what}", status.mover);
+        if !status.ready {
+            complaints.push(said("not ready"));
+        }
+        complaints.extend(status.degraded.iter().map(|what| said(what)));
+        for group in &status.groups {
+            if let Some(resync) = &group.needs_resync {
+                let what =
+                    format!("group {} must be resynchronised: {}", group.name, resync.reason);
+                complaints.push(said(&what));
+            }
+        }
+    }
+    complaints.dedup();
+    complaints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::model::SetState;
+
+    fn set(id: u64, state: SetState, updates: u64) -> SetInfo {
+        SetInfo {
+            group: "g".into(),
+            id,
+            colour: String::new(),
+            state,
+            updates,
+            bytes: updates * 4096,
+            opened_unix_ms: Some(10 - updates),
+            closed_unix_ms: None,
+            confirmed_unix_ms: None,
+            applied_unix_ms: None,
+            hold_ns: None,
+            manifest: vec![],
+        }
+    }
+
+    #[test]
+    fn a_set_is_as_far_as_the_farthest_mover_knows() {
+        let merged = merge_sets(vec![
+            vec![set(2, SetState::Forming, 1), set(1, SetState::InTransfer, 5)],
+            vec![set(1, SetState::Applied, 3)],
+        ]);
+        assert_eq!(merged.len(), 2);
+        assert_eq!((merged[0].id, merged[1].id), (2, 1), "newest first");
+        assert_eq!(merged[1].state, SetState::Applied);
+        assert_eq!(merged[1].updates, 5);
+        assert_eq!(merged[1].opened_unix_ms, Some(5));
+    }
+}

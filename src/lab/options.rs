@@ -1,0 +1,239 @@
+//! The command line of `setline lab`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::faults::KillSpec;
+use crate::cli::parse_duration;
+
+/// `setline lab`.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Starts both sites on this machine, writes, watches, checks, and cleans up.
+    Run(Box<RunOptions>),
+    /// Starts both sites on this machine and leaves them running.
+    Up(Box<UpOptions>),
+    /// Stops a lab that was left running, and removes it.
+    Down(DownOptions),
+}
+
+/// What a lab consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Args, Serialize)]
+pub struct Shape {
+    /// Movers of the primary site.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub primary: u16,
+    /// Movers of the secondary site.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub secondary: u16,
+    /// Volume pairs.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub volumes: u16,
+    /// Size of each volume, MiB.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub volume_mib: u64,
+    /// Block size, bytes: 512 or 4096.
+    #[arg(long, default_value_t = 4096, value_parser = block_bytes)]
+    pub block_bytes: u32,
+    /// Formation period.
+    #[arg(long, default_value = "100ms", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_ms", rename = "period_ms")]
+    pub period: Duration,
+    /// Primary movers that hold an update before it is acknowledged; 2, or 1 with one mover, when
+    /// left out.
+    #[arg(long)]
+    pub copies: Option<u8>,
+    /// What joins the movers.
+    #[arg(long, value_enum, default_value_t = Network::Memif)]
+    pub network: Network,
+    /// How DPDK reaches the interfaces of `--network veth`.
+    #[arg(long, value_enum, default_value_t = VethDriver::AfXdp)]
+    pub veth_driver: VethDriver,
+    /// Where the primary's volumes lie. The secondary's are always files.
+    #[arg(long, value_enum, default_value_t = Base::File)]
+    pub base: Base,
+    /// How files are read and written.
+    #[arg(long, value_enum, default_value_t = Engine::Aio)]
+    pub engine: Engine,
+    /// How hosts reach the movers.
+    #[arg(long, value_enum, default_value_t = Transport::VfioUser)]
+    pub transport: Transport,
+    /// What idle pollers do.
+    #[arg(long, value_enum, default_value_t = IdlePolicy::Sleep)]
+    pub idle: IdlePolicy,
+    /// Pollers of each mover.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub pollers: u8,
+    /// Update arena of each poller, MiB of hugepage memory.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(16..=65536))]
+    pub arena_mib: u32,
+    /// Journal of each secondary mover, MiB.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
+    pub journal_mib: u64,
+    /// Directory of the lab; a fresh one where there is room when left out.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Log level of the movers.
+    #[arg(long, default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    #[serde(skip)]
+    pub log: String,
+}
+
+/// `setline lab run`.
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
+pub struct RunOptions {
+    /// What the lab consists of.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub shape: Shape,
+    /// How long to write.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Logical writers.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub writers: u16,
+    /// Commands in flight per writer.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub queue_depth: u16,
+    /// Writes per second over all writers; 0 for as many as possible.
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
+    /// Kills a secondary mover (-9) and starts it again: NAME@TIME or all-secondary@TIME.
+    #[arg(long, value_name = "MOVER@TIME")]
+    #[serde(serialize_with = "as_text")]
+    pub kill: Vec<KillSpec>,
+    /// Kills secondary movers at so many random moments.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub kill_random: u16,
+    /// How long a killed mover stays down.
+    #[arg(long, default_value = "500ms", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_ms", rename = "down_ms")]
+    pub down: Duration,
+    /// Seed of what is random; drawn and reported when left out.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Pauses apply at a boundary and checks the secondary's images so often; 0s for never.
+    #[arg(long, default_value = "2s", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_ms", rename = "check_every_ms")]
+    pub check_every: Duration,
+    /// Keeps the directory even when all is well.
+    #[arg(long)]
+    #[serde(skip)]
+    pub keep: bool,
+    /// Writes a plot of the recovery point over time, as SVG.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub plot: Option<PathBuf>,
+}
+
+/// `setline lab up`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct UpOptions {
+    /// What the lab consists of.
+    #[command(flatten)]
+    pub shape: Shape,
+}
+
+/// `setline lab down`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct DownOptions {
+    /// Directory of the lab.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Keeps the directory.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// What joins the movers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Shared memory, one interface for each pair of movers.
+    Memif,
+    /// A network namespace for each mover, joined by veth pairs and a bridge.
+    Veth,
+}
+
+/// How DPDK reaches a Linux interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VethDriver {
+    /// AF_XDP sockets.
+    AfXdp,
+    /// Packet sockets.
+    AfPacket,
+}
+
+/// Where the primary's volumes lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Base {
+    /// Files in the lab's directory.
+    File,
+    /// Memory of the movers.
+    Malloc,
+}
+
+/// How files are read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// Linux asynchronous I/O.
+    Aio,
+    /// io_uring.
+    Uring,
+}
+
+/// How hosts reach the movers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// vfio-user: shared memory with the NVMe driver of another process.
+    VfioUser,
+    /// NVMe/TCP.
+    Tcp,
+}
+
+/// What idle pollers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IdlePolicy {
+    /// Look again at once.
+    Spin,
+    /// Give the core away.
+    Yield,
+    /// Sleep for a moment.
+    Sleep,
+}
+
+fn block_bytes(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("512 and 4096 are allowed".to_owned()),
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let bare: Option<f64> = text.parse().ok();
+    let seconds = match bare {
+        Some(seconds) => seconds,
+        None => parse_duration(text)?.as_secs_f64(),
+    };
+    match seconds {
+        s if (0.1..=30.0 * 86_400.0).contains(&s) => Ok(s),
+        _ => Err("0.1 s to 30 days are allowed".to_owned()),
+    }
+}
+
+fn as_ms<S: serde::Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(span.as_millis() as u64)
+}
+
+fn as_text<S: serde::Serializer>(kills: &[KillSpec], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(kills.iter().map(KillSpec::to_string))
+}

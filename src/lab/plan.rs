@@ -1,0 +1,506 @@
+//! What a lab will consist of: configurations, files, namespaces, addresses. Nothing is made yet.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::options::{Base, Engine, IdlePolicy, Network, Shape, Transport, VethDriver};
+use crate::config::*;
+
+/// Name of the lab's only group.
+pub const GROUP: &str = "lab";
+/// NQN of its subsystem.
+pub const NQN: &str = "nqn.2026-11.io.setline:lab";
+/// Where a mover in a namespace of its own listens for NVMe/TCP.
+const NVME_TCP_PORT: u16 = 4420;
+
+/// What the machine offers to a lab.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Cores this process may run on.
+    pub cores: Vec<u16>,
+    /// A TCP port for each primary mover, free on the loopback address.
+    pub tcp_ports: Vec<u16>,
+    /// Distinguishes this lab from others on the machine, six hexadecimal digits.
+    pub tag: String,
+}
+
+/// What a lab will consist of.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where it will live.
+    pub directory: PathBuf,
+    /// Its movers, primary movers first, each site in the order of numbers.
+    pub movers: Vec<PlannedMover>,
+    /// Its volume pairs, in the order of namespace ids.
+    pub volumes: Vec<PlannedVolume>,
+    /// Files to make, with their length in bytes.
+    pub files: Vec<(PathBuf, u64)>,
+    /// Directories to make.
+    pub directories: Vec<PathBuf>,
+    /// Namespaces to make, for `--network veth`.
+    pub veth: Option<VethPlan>,
+}
+
+/// A mover to be started.
+#[derive(Debug, Clone)]
+pub struct PlannedMover {
+    /// Its configuration.
+    pub config: Mover,
+    /// Where its configuration will lie.
+    pub file: PathBuf,
+    /// Where its log will lie.
+    pub log: PathBuf,
+    /// The namespace it will run in.
+    pub namespace: Option<String>,
+}
+
+/// A volume pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedVolume {
+    /// Its name.
+    pub name: String,
+    /// Its namespace id.
+    pub nsid: u32,
+    /// Name of the responsible mover.
+    pub mover: String,
+    /// The primary's file; none with `--base malloc`.
+    pub primary: Option<PathBuf>,
+    /// The secondary's file.
+    pub secondary: PathBuf,
+}
+
+/// Network namespaces and what joins them: a hub with one bridge for the movers' own traffic and
+/// one for hosts, and for each mover a namespace with a leg in each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VethPlan {
+    /// The hub's namespace. Hosts run in it.
+    pub hub: String,
+    /// One namespace per mover.
+    pub legs: Vec<VethLeg>,
+}
+
+/// A mover's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VethLeg {
+    /// Its name.
+    pub namespace: String,
+    /// Interfaces for DPDK, one per poller; no addresses, the mover speaks for itself.
+    pub interfaces: Vec<String>,
+    /// Address of the interface for hosts.
+    pub host_ip: Ipv4Addr,
+}
+
+/// Address of the hub towards the movers' host legs.
+pub const HUB_HOST_IP: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 254);
+
+/// Why a lab cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// More copies than movers.
+    #[error("--copies {copies}: the primary site has {primary} movers")]
+    Copies {
+        /// Asked for.
+        copies: u8,
+        /// Movers there are.
+        primary: u16,
+    },
+    /// Pollers of one mover need cores of their own.
+    #[error("--pollers {pollers}: this machine lets the lab use {cores} cores")]
+    Pollers {
+        /// Asked for.
+        pollers: u8,
+        /// Cores there are.
+        cores: usize,
+    },
+    /// The configuration made is not valid; the options ask for something out of bounds.
+    #[error("these options make no valid configuration:\n{0}")]
+    Config(#[from] ConfigError),
+    /// A path is not UTF-8.
+    #[error("the lab's directory cannot be written into TOML: {0}")]
+    Render(#[from] toml::ser::Error),
+}
+
+/// Plans a lab of `shape` in `directory`.
+///
+/// # Errors
+/// [`PlanError`]: every configuration made is read back and judged like one written by hand.
+pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, PlanError> {
+    let copies = shape.copies.unwrap_or(if shape.primary > 1 { 2 } else { 1 });
+    if u16::from(copies) > shape.primary {
+        return Err(PlanError::Copies { copies, primary: shape.primary });
+    }
+    if usize::from(shape.pollers) > machine.cores.len() {
+        return Err(PlanError::Pollers { pollers: shape.pollers, cores: machine.cores.len() });
+    }
+    let builder = Builder { shape, directory, machine, copies };
+    let identities = builder.identities();
+    let mut movers = Vec::new();
+    for at in 0..identities.len() {
+        let config = builder.mover(&identities, at);
+        let name = &config.mover.name;
+        let file = directory.join("conf").join(format!("{name}.toml"));
+        // What a person would be told, a lab is told, too.
+        let text = config.render()?;
+        let config = Mover::parse(&file.display().to_string(), &text)?.mover;
+        let log = directory.join("log").join(format!("{}.log", config.mover.name));
+        movers.push(PlannedMover { file, log, namespace: builder.namespace(at), config });
+    }
+    let volumes: Vec<PlannedVolume> = movers[0].config.groups[0]
+        .volumes
+        .iter()
+        .map(|volume| PlannedVolume {
+            name: volume.name.clone(),
+            nsid: volume.nsid,
+            mover: volume.mover.clone(),
+            primary: match &volume.base {
+                Disk::File { path, .. } => Some(path.clone()),
+                _ => None,
+            },
+            secondary: builder.image("secondary", &volume.name),
+        })
+        .collect();
+    let bytes = shape.volume_mib << 20;
+    let images = volumes.iter().flat_map(|volume| {
+        volume.primary.iter().chain([&volume.secondary]).map(|path| (path.clone(), bytes))
+    });
+    let journals = movers.iter().filter_map(|mover| match &mover.config.journal {
+        Some(Journal { disk: Disk::File { path, .. }, size_mib }) => {
+            Some((path.clone(), size_mib << 20))
+        }
+        _ => None,
+    });
+    let files = images.chain(journals).collect();
+    let mut directories: Vec<PathBuf> =
+        ["conf", "log", "net", "img"].iter().map(|name| directory.join(name)).collect();
+    directories.extend(movers.iter().map(|mover| mover.config.mover.run_dir.clone()));
+    let veth = (shape.network == Network::Veth).then(|| builder.veth(identities.len()));
+    Ok(Plan { directory: directory.to_owned(), movers, volumes, files, directories, veth })
+}
+
+/// Bytes that a lab of `shape` may come to fill, with one copy of the secondary's images.
+#[must_use]
+pub fn bytes_needed(shape: &Shape) -> u64 {
+    let volumes = u64::from(shape.volumes) * (shape.volume_mib << 20);
+    let primary = if shape.base == Base::File { volumes } else { 0 };
+    let journals = u64::from(shape.secondary) * (shape.journal_mib << 20);
+    primary + 2 * volumes + journals + (64 << 20)
+}
+
+struct Builder<'a> {
+    shape: &'a Shape,
+    directory: &'a Path,
+    machine: &'a Machine,
+    copies: u8,
+}
+
+/// What all movers know of one.
+struct Who {
+    name: String,
+    id: u16,
+    role: Role,
+}
+
+impl Who {
+    fn site(&self) -> String {
+        match self.role {
+            Role::Primary => "here".to_owned(),
+            Role::Secondary => "there".to_owned(),
+        }
+    }
+}
+
+impl Builder<'_> {
+    fn identities(&self) -> Vec<Who> {
+        let primary = (1..=self.shape.primary).map(|n| Who {
+            name: format!("p{n}"),
+            id: n,
+            role: Role::Primary,
+        });
+        let secondary = (1..=self.shape.secondary).map(|n| Who {
+            name: format!("s{n}"),
+            id: 100 + n,
+            role: Role::Secondary,
+        });
+        primary.chain(secondary).collect()
+    }
+
+    fn image(&self, site: &str, volume: &str) -> PathBuf {
+        self.directory.join("img").join(format!("{site}-{volume}.img"))
+    }
+
+    fn engine(&self) -> FileEngine {
+        match self.shape.engine {
+            Engine::Aio => FileEngine::Aio,
+            Engine::Uring => FileEngine::Uring,
+        }
+    }
+
+    fn file(&self, path: PathBuf) -> Disk {
+        Disk::File { path, engine: self.engine() }
+    }
+
+    fn namespace(&self, at: usize) -> Option<String> {
+        let name = &self.identities()[at].name;
+        (self.shape.network == Network::Veth).then(|| format!("sl{}-{name}", self.machine.tag))
+    }
+
+    fn veth(&self, movers: usize) -> VethPlan {
+        let legs = (0..movers).map(|at| VethLeg {
+            namespace: self.namespace(at).unwrap_or_default(),
+            interfaces: (0..self.shape.pollers).map(|poller| format!("net{poller}")).collect(),
+            host_ip: host_ip(at),
+        });
+        VethPlan { hub: format!("sl{}-hub", self.machine.tag), legs: legs.collect() }
+    }
+
+    fn mover(&self, all: &[Who], at: usize) -> Mover {
+        let me = &all[at];
+        let run_dir = self.directory.join(&me.name);
+        let (ports, peers) = match self.shape.network {
+            Network::Memif => self.memif(all, at),
+            Network::Veth => self.bridged(all, at),
+        };
+        let cores = &self.machine.cores;
+        let first = at * usize::from(self.shape.pollers);
+        let core = |poller: u8| cores[(first + usize::from(poller)) % cores.len()];
+        Mover {
+            mover: Identity {
+                name: me.name.clone(),
+                id: me.id,
+                site: me.site(),
+                role: me.role,
+                cores: (0..self.shape.pollers).map(core).collect(),
+                control_core: None,
+                arena_mib: self.shape.arena_mib,
+                arena_mirror_percent: 50,
+                idle: match self.shape.idle {
+                    IdlePolicy::Spin => Idle::Spin,
+                    IdlePolicy::Yield => Idle::Yield,
+                    IdlePolicy::Sleep => Idle::Sleep,
+                },
+                idle_rounds: 200,
+                sleep_us: 50,
+                store: run_dir.join("store.redb"),
+                hugepage_mib: hugepage_mib_needed(
+                    usize::from(self.shape.pollers),
+                    self.shape.arena_mib,
+                ),
+                log: match self.shape.log.as_str() {
+                    "error" => LogLevel::Error,
+                    "warn" => LogLevel::Warn,
+                    "debug" => LogLevel::Debug,
+                    "trace" => LogLevel::Trace,
+                    _ => LogLevel::Info,
+                },
+                log_format: LogFormat::Text,
+                run_dir: run_dir.clone(),
+            },
+            api: Api { socket: run_dir.join("api.sock"), listen: None },
+            link: Link {
+                udp_port: 4821,
+                // Movers that share cores are late by scheduler slices, not by loss.
+                rto_us_min: 10_000,
+                rto_ms_max: 1_000,
+                window_packets: 1024,
+                ack_delay_us: 50,
+                heartbeat_ms: 200,
+                silence_ms_max: 5_000,
+            },
+            journal: (me.role == Role::Secondary).then(|| Journal {
+                disk: self.file(self.directory.join("img").join(format!("{}.journal", me.name))),
+                size_mib: self.shape.journal_mib,
+            }),
+            ports,
+            peers,
+            listeners: match me.role {
+                Role::Primary => vec![self.listener(at, &run_dir)],
+                Role::Secondary => Vec::new(),
+            },
+            groups: vec![self.group(all)],
+        }
+    }
+
+    fn listener(&self, at: usize, run_dir: &Path) -> Listener {
+        match (self.shape.transport, self.shape.network) {
+            (Transport::VfioUser, _) => Listener::VfioUser { directory: run_dir.to_owned() },
+            (Transport::Tcp, Network::Veth) => {
+                Listener::Tcp { address: IpAddr::V4(host_ip(at)), port: NVME_TCP_PORT }
+            }
+            (Transport::Tcp, Network::Memif) => Listener::Tcp {
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                port: self.machine.tcp_ports[at],
+            },
+        }
+    }
+
+    fn group(&self, all: &[Who]) -> Group {
+        let names = |role: Role| {
+            all.iter().filter(|who| who.role == role).map(|who| &who.name).collect::<Vec<_>>()
+        };
+        let (primaries, secondaries) = (names(Role::Primary), names(Role::Secondary));
+        let volumes = (0..usize::from(self.shape.volumes)).map(|index| {
+            let name = format!("v{}", index + 1);
+            let uuid = Uuid::derive(NQN, &name);
+            // First over movers, then over their pollers.
+            let place = |movers: &[&String]| {
+                let poller = index / movers.len() % usize::from(self.shape.pollers);
+                (movers[index % movers.len()].clone(), poller as u8)
+            };
+            let (mover, poller) = place(&primaries);
+            let (target_mover, target_poller) = place(&secondaries);
+            Volume {
+                id: index as u32 + 1,
+                nsid: index as u32 + 1,
+                block_bytes: self.shape.block_bytes,
+                size_mib: self.shape.volume_mib,
+                nguid: Nguid::from(uuid),
+                mover,
+                poller,
+                base: match self.shape.base {
+                    Base::File => self.file(self.image("primary", &name)),
+                    Base::Malloc => Disk::Malloc,
+                },
+                target: Target {
+                    mover: target_mover,
+                    poller: target_poller,
+                    base: self.file(self.image("secondary", &name)),
+                },
+                uuid,
+                name,
+            }
+        });
+        Group {
+            name: GROUP.to_owned(),
+            id: 1,
+            nqn: NQN.to_owned(),
+            serial: "SETLINELAB".to_owned(),
+            period_ms: period_ms(self.shape.period),
+            copies: self.copies,
+            copies_secondary: self.copies.min(self.shape.secondary as u8),
+            numbering: Numbering::Volume,
+            mirror_policy: MirrorPolicy::Load,
+            partners: BTreeMap::new(),
+            volumes: volumes.collect(),
+        }
+    }
+
+    /// One memif for each pair of pollers at two movers, each a subnet of its own.
+    fn memif(&self, all: &[Who], at: usize) -> (Vec<Port>, Vec<Peer>) {
+        let pollers = self.shape.pollers;
+        let (mut ports, mut peers) = (Vec::new(), Vec::new());
+        for (other, peer) in all.iter().enumerate() {
+            if other == at {
+                continue;
+            }
+            let (low, high) = (at.min(other), at.max(other));
+            let socket = format!("{}-{}.sock", all[low].name, all[high].name);
+            let mut paths = Vec::new();
+            for (mine, theirs) in pairs(pollers) {
+                // The two ends must number their pair alike.
+                let (a, b) = if at == low { (mine, theirs) } else { (theirs, mine) };
+                let memif_id = u32::from(a) * u32::from(pollers) + u32::from(b);
+                let link = pair_index(low, high) * usize::from(pollers).pow(2) + memif_id as usize;
+                let subnet = u32::from(Ipv4Addr::new(10, 77, 0, 0)) + 4 * link as u32;
+                let (here, there) = if at == low { (1, 2) } else { (2, 1) };
+                let name = match pollers {
+                    1 => format!("to-{}", peer.name),
+                    _ => format!("to-{}-{mine}-{theirs}", peer.name),
+                };
+                ports.push(Port {
+                    name: name.clone(),
+                    kind: PortKind::Memif {
+                        socket: self.directory.join("net").join(&socket),
+                        memif_role: match at == low {
+                            true => MemifRole::Server,
+                            false => MemifRole::Client,
+                        },
+                        memif_id,
+                    },
+                    ip: Cidr { ip: Ipv4Addr::from(subnet + here), prefix: 30 },
+                    gateway: None,
+                    mtu_bytes: 9000,
+                    poller: Some(mine),
+                    vlan: None,
+                    mac: None,
+                });
+                paths.push(PeerPath {
+                    poller: Some(mine),
+                    peer_poller: Some(theirs),
+                    port: name,
+                    ip: Ipv4Addr::from(subnet + there),
+                    mac: None,
+                });
+            }
+            peers.push(self.peer(peer, paths));
+        }
+        (ports, peers)
+    }
+
+    /// One interface per poller, all in one subnet.
+    fn bridged(&self, all: &[Who], at: usize) -> (Vec<Port>, Vec<Peer>) {
+        let pollers = self.shape.pollers;
+        let ip = |mover: usize, poller: u8| Ipv4Addr::new(10, 77, poller, mover as u8 + 1);
+        let ports = (0..pollers).map(|poller| {
+            let interface = format!("net{poller}");
+            Port {
+                name: interface.clone(),
+                kind: match self.shape.veth_driver {
+                    VethDriver::AfXdp => PortKind::AfXdp { interface },
+                    VethDriver::AfPacket => PortKind::AfPacket { interface },
+                },
+                ip: Cidr { ip: ip(at, poller), prefix: 16 },
+                gateway: None,
+                mtu_bytes: 1500,
+                poller: Some(poller),
+                vlan: None,
+                mac: None,
+            }
+        });
+        let others = all.iter().enumerate().filter(|(other, _)| *other != at);
+        let peers = others.map(|(other, peer)| {
+            let paths = pairs(pollers).map(|(mine, theirs)| PeerPath {
+                poller: Some(mine),
+                peer_poller: Some(theirs),
+                port: format!("net{mine}"),
+                ip: ip(other, theirs),
+                mac: None,
+            });
+            self.peer(peer, paths.collect())
+        });
+        (ports.collect(), peers.collect())
+    }
+
+    fn peer(&self, who: &Who, paths: Vec<PeerPath>) -> Peer {
+        Peer {
+            id: who.id,
+            name: who.name.clone(),
+            site: who.site(),
+            role: who.role,
+            pollers: self.shape.pollers,
+            paths,
+        }
+    }
+}
+
+/// Address of mover `at` towards hosts, in a lab of namespaces.
+fn host_ip(at: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 78, 0, at as u8 + 1)
+}
+
+fn pairs(pollers: u8) -> impl Iterator<Item = (u8, u8)> {
+    (0..pollers).flat_map(move |a| (0..pollers).map(move |b| (a, b)))
+}
+
+/// Numbers the pairs (0,1) (0,2) (1,2) (0,3) ... without gaps.
+fn pair_index(low: usize, high: usize) -> usize {
+    high * (high - 1) / 2 + low
+}
+
+fn period_ms(period: Duration) -> u64 {
+    period.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests;
