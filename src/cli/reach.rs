@@ -48,10 +48,10 @@ impl Reach {
     }
 
     /// Asks every mover.
-    pub(super) fn each<'a, T>(
-        &'a self,
+    pub(super) fn each<T>(
+        &self,
         ask: impl Fn(&Client) -> Result<T, ClientError>,
-    ) -> Vec<(&'a Client, Result<T, ClientError>)> {
+    ) -> Vec<(&Client, Result<T, ClientError>)> {
         self.clients.iter().map(|client| (client, ask(client))).collect()
     }
 
