@@ -18,10 +18,13 @@
 
 pub mod block;
 pub mod blockmap;
+pub mod cli;
+pub mod compare;
 pub mod images;
 pub mod known;
 pub mod log;
 pub mod target;
+pub mod verify;
 pub mod workload;
 pub mod writer;
 

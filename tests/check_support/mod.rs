@@ -6,7 +6,7 @@
 use setline::check::block::RunId;
 use setline::check::images::{Floor, Images, MemorySource, ScanOptions, Source, Verdict, check};
 use setline::check::log::Log;
-use setline::check::target::{Completion, Full, Geometry, Op, Request, Status, Target};
+use setline::check::target::{Completion, Full, Geometry, NoMemory, Op, Request, Status, Target};
 use setline::check::workload::{Draws, Extent, SizeClass, Workload};
 use setline::check::writer::{Report, Writer, WriterOptions};
 use std::collections::BTreeMap;
@@ -69,6 +69,11 @@ impl Ram {
 impl Target for Ram {
     fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    fn make_slots(&mut self, count: u32, bytes: usize) -> Result<(), NoMemory> {
+        self.buffers = vec![vec![0; bytes]; count as usize];
+        Ok(())
     }
 
     fn slots(&self) -> u32 {

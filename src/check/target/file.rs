@@ -4,7 +4,7 @@
 //! with its command, so nothing is shared. It is not meant to be fast: it lets
 //! anything with a block device node be checked, NVMe or not.
 
-use super::{Completion, Full, Geometry, Op, Request, Status, Target};
+use super::{Completion, Full, Geometry, NoMemory, Op, Request, Status, Target};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use std::fs::{File, OpenOptions};
@@ -23,10 +23,6 @@ pub struct FileTargetOptions {
     pub block_bytes: u32,
     /// Longest command, in blocks.
     pub transfer_blocks_max: u32,
-    /// Slots, each with a buffer of `slot_bytes`.
-    pub slots: u32,
-    /// Length of a slot's buffer.
-    pub slot_bytes: usize,
     /// Threads that do the I/O; so many commands can be in flight at once.
     pub threads: u32,
     /// Bypass the page cache.
@@ -110,7 +106,7 @@ impl FileTarget {
                 volume_blocks,
                 transfer_blocks_max: options.transfer_blocks_max,
             },
-            buffers: (0..options.slots).map(|_| Some(Buffer::new(options.slot_bytes))).collect(),
+            buffers: Vec::new(),
             jobs: Some(jobs),
             ended,
             threads,
@@ -132,6 +128,11 @@ impl Drop for FileTarget {
 impl Target for FileTarget {
     fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    fn make_slots(&mut self, count: u32, bytes: usize) -> Result<(), NoMemory> {
+        self.buffers = (0..count).map(|_| Some(Buffer::new(bytes))).collect();
+        Ok(())
     }
 
     fn slots(&self) -> u32 {

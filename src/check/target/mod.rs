@@ -130,10 +130,24 @@ pub struct Completion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// There is no memory (of the kind that the target needs) for the buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for {count} buffers of {bytes} bytes")]
+pub struct NoMemory {
+    /// Buffers asked for.
+    pub count: u32,
+    /// Length of each.
+    pub bytes: usize,
+}
+
 /// Volumes that commands can be sent to.
 pub trait Target {
     /// Shape of the volumes.
     fn geometry(&self) -> &Geometry;
+
+    /// Makes `count` slots with buffers of `bytes` each, of zeros. Called once, before the
+    /// first command.
+    fn make_slots(&mut self, count: u32, bytes: usize) -> Result<(), NoMemory>;
 
     /// How many slots there are; each has a buffer.
     fn slots(&self) -> u32;
