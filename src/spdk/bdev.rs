@@ -287,6 +287,36 @@ impl Channel {
     }
 }
 
+impl Channel {
+    /// Serves a host's compare from this device, as [`Channel::forward_read`]
+    /// serves reads.
+    ///
+    /// # Errors
+    /// The command and why.
+    pub fn forward_compare(&self, io: HostIo, offset_blocks: u64) -> Result<(), (HostIo, Submit)> {
+        let (iovs, count) = io.raw_iovs();
+        let blocks = io.blocks();
+        let raw = io.into_raw();
+        // SAFETY: as in `forward_read`.
+        let rc = unsafe {
+            sys::spdk_bdev_comparev_blocks(
+                self.desc(),
+                self.raw.as_ptr(),
+                iovs,
+                count,
+                offset_blocks,
+                blocks,
+                Some(on_compared),
+                raw.as_ptr().cast(),
+            )
+        };
+        submitted(rc).map_err(|why| {
+            // SAFETY: as in `forward_read`.
+            (unsafe { HostIo::from_raw(raw) }, why)
+        })
+    }
+}
+
 impl Drop for Channel {
     fn drop(&mut self) {
         // SAFETY: made by this thread, released once.
@@ -318,5 +348,25 @@ unsafe extern "C" fn on_forwarded(io: *mut sys::spdk_bdev_io, success: bool, ctx
     let status = take_status(io, success);
     let Some(host) = NonNull::new(ctx.cast()) else { return };
     // SAFETY: the command that `forward_read` gave up, handed over once.
+    unsafe { HostIo::from_raw(host) }.complete(status);
+}
+
+unsafe extern "C" fn on_compared(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mut c_void) {
+    let status = if success {
+        NvmeStatus::SUCCESS
+    } else {
+        // A difference that SPDK found itself shows only in this form of status.
+        let (mut cdw0, mut first, mut second) = (0, (0, 0), (0, 0));
+        let (sct, sc) = (&mut first.0, &mut first.1);
+        let (sct2, sc2) = (&mut second.0, &mut second.1);
+        // SAFETY: `io` is a completed request; the destinations are valid.
+        unsafe { sys::spdk_bdev_io_get_nvme_fused_status(io, &mut cdw0, sct, sc, sct2, sc2) };
+        let (sct, sc) = if first == (0, 0) { second } else { first };
+        NvmeStatus::new(sct as u32, sc as u32)
+    };
+    // SAFETY: completed, and used no more.
+    unsafe { sys::spdk_bdev_free_io(io) };
+    let Some(host) = NonNull::new(ctx.cast()) else { return };
+    // SAFETY: the command that `forward_compare` gave up, handed over once.
     unsafe { HostIo::from_raw(host) }.complete(status);
 }

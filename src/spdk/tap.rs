@@ -2,9 +2,9 @@
 //! nothing. Each command becomes a [`HostIo`] in the queue of the thread it
 //! arrived on; whoever polls that thread numbers, mirrors, writes and completes.
 //!
-//! Not here: compare, compare-and-write and the splitting of large commands
-//! (the block device layer makes them of reads and writes), and aborts of
-//! single commands: an update that has a number must resolve.
+//! Not here: compare-and-write and the splitting of large commands (the block
+//! device layer makes them of compares, reads and writes), and aborts of single
+//! commands: an update that has a number must resolve.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -28,6 +28,9 @@ pub enum IoKind {
     Read,
     /// Data from the host.
     Write,
+    /// Data from the host is compared with the medium. (The block device layer
+    /// could make it of a read, but reports a difference as a device error.)
+    Compare,
     /// Zeroes.
     WriteZeroes,
     /// Deallocation.
@@ -63,6 +66,7 @@ impl HostIo {
         match u32::from(io.type_) {
             sys::SPDK_BDEV_IO_TYPE_READ => IoKind::Read,
             sys::SPDK_BDEV_IO_TYPE_WRITE => IoKind::Write,
+            sys::SPDK_BDEV_IO_TYPE_COMPARE => IoKind::Compare,
             sys::SPDK_BDEV_IO_TYPE_WRITE_ZEROES => IoKind::WriteZeroes,
             sys::SPDK_BDEV_IO_TYPE_UNMAP => IoKind::Unmap,
             // `submit_request` lets no other type through.
@@ -387,6 +391,7 @@ unsafe extern "C" fn io_type_supported(_ctx: *mut c_void, kind: sys::spdk_bdev_i
         kind,
         sys::SPDK_BDEV_IO_TYPE_READ
             | sys::SPDK_BDEV_IO_TYPE_WRITE
+            | sys::SPDK_BDEV_IO_TYPE_COMPARE
             | sys::SPDK_BDEV_IO_TYPE_WRITE_ZEROES
             | sys::SPDK_BDEV_IO_TYPE_UNMAP
             | sys::SPDK_BDEV_IO_TYPE_FLUSH

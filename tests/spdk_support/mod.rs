@@ -3,164 +3,182 @@
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod poller;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use setline::spdk::bdev::{Bdev, Channel};
-use setline::spdk::env::{DmaBuf, EalThread, IoBuf, tsc_now};
-use setline::spdk::nvmf::GroupFactory;
-use setline::spdk::queue::LocalQueues;
-use setline::spdk::tap::{HostIo, IoKind};
+use setline::spdk::address::Address;
+use setline::spdk::base::Base;
+use setline::spdk::env::{Env, EnvConfig, tsc_now};
+use setline::spdk::nvmf::{
+    AnaState, NamespaceConfig, Subsystem, SubsystemConfig, Target, TransportConfig, TransportKind,
+};
+use setline::spdk::subsystem::{Config, Subsystems};
+use setline::spdk::tap::{TapConfig, TapVolume};
 use setline::spdk::thread::Thread;
-use setline::spdk::{NvmeStatus, Submit};
+
+use poller::Poller;
 
 /// Largest transfer of the test targets.
 pub(crate) const TRANSFER_BYTES: usize = 128 << 10;
+
+/// Size of each volume.
+pub(crate) const VOLUME_BYTES: u64 = 64 << 20;
+
+/// The subsystem's name.
+pub(crate) const NQN: &str = "nqn.2026-11.io.example:test";
 
 /// One of SPDK's own programs.
 pub(crate) fn spdk_program(name: &str) -> Command {
     Command::new(format!("{}/{name}", env!("SETLINE_SPDK_BIN")))
 }
 
-/// Runs a program to its end while `pump` keeps this process going.
-pub(crate) fn run(mut command: Command, pump: &mut dyn FnMut()) -> Output {
-    let done = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&done);
-    let runner = std::thread::spawn(move || {
-        let output = command.output();
-        flag.store(true, Ordering::SeqCst);
-        output
-    });
-    while !done.load(Ordering::SeqCst) {
-        pump();
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    runner.join().unwrap().expect("the program runs")
+/// A target with two volumes: namespace 1 of 4096-byte blocks on memory,
+/// namespace 2 of 512-byte blocks on a file.
+pub(crate) struct Site {
+    pub(crate) tcp: Address,
+    pub(crate) vfio_user: Address,
+    pub(crate) subsystem: Subsystem,
+    pub(crate) subsystems: Subsystems,
+    app: Thread,
+    target: Target,
+    volumes: Vec<TapVolume>,
+    poller: Poller,
+    env: Env,
 }
 
-/// A poller on a thread of its own.
-pub(crate) struct Poller {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<()>,
-}
+const BLOCK_BYTES: [u32; 2] = [4096, 512];
 
-impl Poller {
-    /// Starts it with one base per volume index; returns when it polls.
-    pub(crate) fn start(groups: GroupFactory, bases: &'static [&'static str]) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let _eal = EalThread::register().unwrap();
-            let thread = Thread::create("poller").unwrap();
-            let queues = LocalQueues::install(8191).unwrap();
-            let group = groups.create().unwrap();
-            let mut pass =
-                Pass::new(bases.iter().map(|b| Bdev::open(b, true).unwrap().channel().unwrap()));
-            ready.send(()).unwrap();
-            let mut idle = 0_u32;
-            while !flag.load(Ordering::Relaxed) {
-                let busy = thread.poll(tsc_now()) | pass.turn(&queues);
-                idle = if busy { 0 } else { idle + 1 };
-                if idle > 200 {
-                    std::thread::yield_now();
-                }
-            }
-            let mut pump = || {
-                thread.poll(tsc_now());
-                pass.turn(&queues);
-            };
-            group.destroy(&mut pump).unwrap();
-            drop(pass);
-            drop(queues);
-            thread.exit(&mut || {}).unwrap();
-        });
-        is_ready.recv().unwrap();
-        Self { stop, thread }
-    }
-
-    /// Ends it; `pump` keeps the app thread going meanwhile.
-    pub(crate) fn stop(self, pump: &mut dyn FnMut()) {
-        self.stop.store(true, Ordering::SeqCst);
-        while !self.thread.is_finished() {
-            pump();
-        }
-        self.thread.join().unwrap();
-    }
-}
-
-/// Passes commands through, with the one copy of writes that a mover makes.
-struct Pass {
-    bases: Vec<Channel>,
-    slots: Vec<Option<HostIo>>,
-    free: Vec<usize>,
-    memory: IoBuf,
-}
-
-const SLOTS: usize = 256;
-
-impl Pass {
-    fn new(bases: impl Iterator<Item = Channel>) -> Self {
-        Self {
-            bases: bases.collect(),
-            slots: (0..SLOTS).map(|_| None).collect(),
-            free: (0..SLOTS).collect(),
-            memory: DmaBuf::new(SLOTS * TRANSFER_BYTES, 4096).unwrap().leak(),
-        }
-    }
-
-    fn turn(&mut self, queues: &LocalQueues) -> bool {
-        let mut busy = false;
-        while let Some(arrival) = queues.pop_arrival() {
-            busy = true;
-            self.submit(arrival.volume as usize, arrival.io);
-        }
-        while let Some(done) = queues.pop_done() {
-            busy = true;
-            let slot = done.ctx as usize;
-            self.slots[slot].take().expect("one completion per slot").complete(done.status);
-            self.free.push(slot);
-        }
-        busy
-    }
-
-    fn submit(&mut self, volume: usize, io: HostIo) {
-        let base = &self.bases[volume];
-        if io.kind() == IoKind::Read {
-            let offset = io.offset_blocks();
-            if let Err((io, why)) = base.forward_read(io, offset) {
-                refuse(io, why);
-            }
-            return;
-        }
-        let Some(slot) = self.free.pop() else { return io.retry_later() };
-        let (offset, blocks, ctx) = (io.offset_blocks(), io.blocks(), slot as u64);
-        let submitted = match io.kind() {
-            IoKind::Write => {
-                let bytes = blocks as usize * base.geometry().block_bytes as usize;
-                let copy = self.memory.slice(slot * TRANSFER_BYTES, bytes);
-                assert_eq!(io.gather(copy), bytes);
-                base.write(copy, offset, ctx)
-            }
-            IoKind::WriteZeroes => base.write_zeroes(offset, blocks, ctx),
-            IoKind::Unmap => base.unmap(offset, blocks, ctx),
-            IoKind::Flush | IoKind::Read => base.flush(ctx),
+impl Site {
+    /// Starts it; files and sockets go to `dir`.
+    pub(crate) fn start(dir: &Path) -> Self {
+        let env = Env::init(&EnvConfig {
+            name: "test".into(),
+            hugepage_mib: 512,
+            no_pci: true,
+            ..EnvConfig::default()
+        })
+        .expect("hugepages are reserved (scripts/setup)");
+        let app = Thread::create("app").unwrap();
+        let pump = &mut || {
+            app.poll(tsc_now());
         };
-        match submitted {
-            Ok(()) => self.slots[slot] = Some(io),
-            Err(why) => {
-                self.free.push(slot);
-                refuse(io, why);
-            }
+        let subsystems = Subsystems::start(&Config::default(), pump).unwrap();
+        let file = dir.join("base1");
+        std::fs::File::create(&file).unwrap().set_len(VOLUME_BYTES).unwrap();
+        let memory = Base::Malloc {
+            blocks: VOLUME_BYTES / u64::from(BLOCK_BYTES[0]),
+            block_bytes: BLOCK_BYTES[0],
+        };
+        subsystems.create_base("base0", &memory, pump).unwrap();
+        let file = Base::Aio { path: &file, block_bytes: BLOCK_BYTES[1] };
+        subsystems.create_base("base1", &file, pump).unwrap();
+        let volumes: Vec<TapVolume> = (0..2_u32).map(|index| volume(index).unwrap()).collect();
+
+        let target = Target::create("test", 4).unwrap();
+        let transport = TransportConfig {
+            max_io_bytes: TRANSFER_BYTES as u32,
+            shared_buffers: 128,
+            buffer_cache: 16,
+            ..TransportConfig::default()
+        };
+        target.add_transport(TransportKind::Tcp, &transport, pump).unwrap();
+        let transport =
+            TransportConfig { max_io_bytes: TRANSFER_BYTES as u32, ..Default::default() };
+        target.add_transport(TransportKind::VfioUser, &transport, pump).unwrap();
+        let poller = Poller::start(target.groups(), &["base0", "base1"]);
+
+        let subsystem = target
+            .subsystem(&SubsystemConfig {
+                nqn: NQN.into(),
+                serial: "SLTEST".into(),
+                model: "setline".into(),
+                max_namespaces: 8,
+                cntlids: 0x101..=0x1ff,
+                ana_reporting: true,
+            })
+            .unwrap();
+        subsystem.allow_any_host(true).unwrap();
+        for (index, volume) in volumes.iter().enumerate() {
+            let nsid = index as u32 + 1;
+            subsystem
+                .add_namespace(&NamespaceConfig {
+                    bdev: volume.name().into(),
+                    nsid,
+                    nguid: [nsid as u8; 16],
+                    uuid: [nsid as u8; 16],
+                    ana_group: nsid,
+                })
+                .unwrap();
         }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let tcp = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
+        let vfio_user = Address::VfioUser(dir.join("vfio"));
+        for address in [&tcp, &vfio_user] {
+            target.listen(address).unwrap();
+            subsystem.add_listener(address, AnaState::Optimized, pump).unwrap();
+        }
+        subsystem.start(pump).unwrap();
+        Self { tcp, vfio_user, subsystem, subsystems, app, target, volumes, poller, env }
+    }
+
+    /// Polls the app thread.
+    pub(crate) fn poll(&self) {
+        self.app.poll(tsc_now());
+    }
+
+    /// Runs a program to its end while this process keeps going.
+    pub(crate) fn run(&self, mut command: Command) -> Output {
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&done);
+        let runner = std::thread::spawn(move || {
+            let output = command.output();
+            flag.store(true, Ordering::SeqCst);
+            output
+        });
+        while !done.load(Ordering::SeqCst) {
+            self.poll();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        runner.join().unwrap().expect("the program runs")
+    }
+
+    /// Takes everything down in order.
+    pub(crate) fn stop(self) {
+        let pump = &mut || {
+            self.app.poll(tsc_now());
+        };
+        self.subsystem.stop(pump).unwrap();
+        self.subsystem.destroy(pump).unwrap();
+        self.target.stop_listen(&self.tcp).unwrap();
+        self.target.stop_listen(&self.vfio_user).unwrap();
+        self.poller.stop(pump);
+        self.target.destroy(pump).unwrap();
+        for volume in self.volumes {
+            volume.remove(pump).unwrap();
+        }
+        // The bases go with the subsystems.
+        self.subsystems.stop(pump).unwrap();
+        self.app.exit(&mut || {}).unwrap();
+        drop(self.env);
     }
 }
 
-fn refuse(io: HostIo, why: Submit) {
-    match why {
-        Submit::Busy => io.retry_later(),
-        Submit::Refused(_) => io.complete(NvmeStatus::INTERNAL_DEVICE_ERROR),
-    }
+fn volume(index: u32) -> Result<TapVolume, setline::spdk::Error> {
+    let block_bytes = BLOCK_BYTES[index as usize];
+    TapVolume::create(&TapConfig {
+        name: format!("vol{index}"),
+        index,
+        uuid: [index as u8 + 1; 16],
+        block_bytes,
+        blocks: VOLUME_BYTES / u64::from(block_bytes),
+        write_cache: true,
+        max_transfer_blocks: TRANSFER_BYTES as u32 / block_bytes,
+        max_zeroes_blocks: 1 << 16,
+    })
 }
