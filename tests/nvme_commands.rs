@@ -2,7 +2,6 @@
 //! initiator wrapper in a process of its own. The test starts itself again as
 //! that process: EAL starts once per process.
 #![cfg(feature = "datapath")]
-#![allow(clippy::unwrap_used, reason = "test code")]
 
 mod spdk_support;
 

@@ -61,6 +61,7 @@ fn identity(mut s: Section<'_>) -> Identity {
         ),
         idle_rounds: s.or("idle_rounds", 200, int(1..=1_000_000)),
         sleep_us: s.or("sleep_us", 50, int(1..=10_000)),
+        drain_ms_max: s.or("drain_ms_max", 30_000, int(0..=86_400_000)),
         hugepage_mib: s.or("hugepage_mib", 0, int(64..=1 << 24)),
         log: s.or(
             "log",

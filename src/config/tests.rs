@@ -137,8 +137,8 @@ fn a_misspelt_key_is_refused_and_the_right_one_named() {
     assert_eq!(
         faults(&with("arena_mib", "arena_mb")).lines().next().unwrap(),
         "p1.toml:11:1: error: mover.arena_mb: found an unknown key; allowed: `arena_mib` (if that \
-         was meant), or one of arena_mib, arena_mirror_percent, control_core, cores, hugepage_mib, \
-         id, idle, idle_rounds, log, log_format, name, role, run_dir, site, sleep_us, store"
+         was meant), or one of arena_mib, arena_mirror_percent, control_core, cores, drain_ms_max, \
+         hugepage_mib, id, idle, idle_rounds, log, log_format, name, role, run_dir, site, sleep_us, store"
     );
 }
 

@@ -61,6 +61,8 @@ pub struct Identity {
     pub idle_rounds: u32,
     /// Length of one sleep, microseconds.
     pub sleep_us: u32,
+    /// Longest time that a stop waits until what is here is safe elsewhere, milliseconds.
+    pub drain_ms_max: u32,
     /// Directory for the run time's sockets and pid file.
     pub run_dir: PathBuf,
     /// The embedded store's file.

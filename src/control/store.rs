@@ -143,6 +143,16 @@ pub struct ResyncMark {
     pub detail: String,
 }
 
+impl ResyncMark {
+    /// Whether this mark stands against `other`. The first reason is the one that people must
+    /// know; only a doubtful range is the lesser evil beside a group that forms no sets at all.
+    #[must_use]
+    pub fn outweighs(&self, other: &Self) -> bool {
+        let lesser = |mark: &Self| mark.reason == BrokenReason::BaseWriteFailed;
+        !lesser(self) || lesser(other)
+    }
+}
+
 /// What the store knew when it was opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Boot {
@@ -375,15 +385,16 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that `group` must be resynchronised. A mark that is there already stays: the first
-    /// reason is the one that people must know.
+    /// Notes that `group` must be resynchronised, unless a mark that is there already outweighs
+    /// this one.
     ///
     /// # Errors
     /// [`StoreError::Database`].
     pub fn require_resync(&mut self, group: GroupId, mark: &ResyncMark) -> Result<(), StoreError> {
         self.write(|txn| {
             let mut table = txn.open_table(RESYNC)?;
-            if table.get(group.0)?.is_none() {
+            let known = table.get(group.0)?.map(|row| resync_mark(row.value()));
+            if known.is_none_or(|known| !known.outweighs(mark)) {
                 let row = (mark.since_ms, mark.reason as u8, mark.detail.as_str());
                 table.insert(group.0, row)?;
             }
@@ -403,6 +414,11 @@ impl Store {
         };
         run().map_err(|error| database(&self.path, error))
     }
+}
+
+fn resync_mark((since_ms, reason, detail): (u64, u8, &str)) -> ResyncMark {
+    let reason = BrokenReason::from_wire(reason).unwrap_or(BrokenReason::MoverRestarted);
+    ResyncMark { since_ms, reason, detail: detail.to_owned() }
 }
 
 fn insert_numbers(
@@ -518,21 +534,19 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reason_for_a_resynchronisation_stays() {
+    fn the_first_reason_for_a_resynchronisation_stays_unless_a_worse_one_comes() {
         let (_keep, path) = path();
         let (mut store, _) = Store::open(&path, &me(), 5).unwrap();
-        let first = ResyncMark {
-            since_ms: 1,
-            reason: BrokenReason::BaseWriteFailed,
-            detail: "volume v7".to_owned(),
-        };
-        store.require_resync(G, &first).unwrap();
-        let second =
-            ResyncMark { since_ms: 2, reason: BrokenReason::MoverRestarted, detail: String::new() };
-        store.require_resync(G, &second).unwrap();
+        let mark = |since_ms, reason| ResyncMark { since_ms, reason, detail: "why".to_owned() };
+        let doubtful = mark(1, BrokenReason::BaseWriteFailed);
+        let broken = mark(2, BrokenReason::DigestMismatch);
+        store.require_resync(G, &doubtful).unwrap();
+        store.require_resync(G, &broken).unwrap();
+        store.require_resync(G, &mark(3, BrokenReason::MoverRestarted)).unwrap();
+        store.require_resync(G, &mark(4, BrokenReason::BaseWriteFailed)).unwrap();
         store.mark_clean(&BTreeMap::new(), &BTreeMap::new(), 9).unwrap();
         drop(store);
         let (_, boot) = Store::open(&path, &me(), 20).unwrap();
-        assert_eq!(boot.resync, BTreeMap::from([(G, first)]));
+        assert_eq!(boot.resync, BTreeMap::from([(G, broken)]));
     }
 }

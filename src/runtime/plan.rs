@@ -311,8 +311,9 @@ fn primary(
         epoch: FIRST_EPOCH,
         map_version: FIRST_MAP,
         groups: groups.collect(),
-        // A shard without volumes has numbered nothing, whatever became of its memory.
-        unclean: start.unclean && !volumes.is_empty(),
+        // A shard without volumes has numbered nothing, whatever became of its memory; but the
+        // coordinator's memory also had the numbers of sets.
+        unclean: start.unclean && (!volumes.is_empty() || me == topology.primary_coordinator),
         volumes,
         mirrors,
         retained_max: arena.retained_max,

@@ -1,0 +1,120 @@
+//! What a start makes of what the store knew: where numbers and sets go on, and what was lost.
+
+use std::collections::BTreeMap;
+
+use super::store::{Boot, Former, ResyncMark, Store, StoreError};
+use crate::config::{Mover, Role};
+use crate::proto::message::BrokenReason;
+use crate::proto::types::{GroupId, Seq, SetId, VolumeId};
+use crate::runtime::plan::{Start, Topology};
+
+/// Judges how the former life ended, notes in the store which groups must be resynchronised
+/// because of it, and says where to go on. `boot` then has these groups too.
+///
+/// A primary mover that was killed may have held updates that no confirmed set contains, and it
+/// cannot know whether it did: every group it is responsible for a volume of must be
+/// resynchronised. So must every group when it is the coordinator that was killed, since only it
+/// knows how far numbers of sets were used should all others have been stopped meanwhile.
+///
+/// # Errors
+/// [`StoreError::Database`] when that cannot be noted; the mover must not start then.
+pub fn resolve(
+    mover: &Mover,
+    boot: &mut Boot,
+    store: &mut Store,
+    now_ms: u64,
+    unix_offset_ns: u64,
+) -> Result<Start, StoreError> {
+    if let (Former::Unclean { started_ms }, Role::Primary) = (boot.former, mover.mover.role) {
+        let topology = Topology::new(mover);
+        let coordinates = topology.primary_coordinator.mover.0 == mover.mover.id;
+        for group in &mover.groups {
+            let responsible = group.volumes.iter().any(|v| v.mover == mover.mover.name);
+            if !responsible && !coordinates {
+                continue;
+            }
+            let detail = format!(
+                "mover {} did not stop cleanly after its start {} s ago",
+                mover.mover.name,
+                now_ms.saturating_sub(started_ms) / 1000
+            );
+            let reason = BrokenReason::MoverRestarted;
+            let mark = ResyncMark { since_ms: now_ms, reason, detail };
+            store.require_resync(GroupId(group.id), &mark)?;
+            let known = boot.resync.entry(GroupId(group.id)).or_insert_with(|| mark.clone());
+            if !known.outweighs(&mark) {
+                *known = mark;
+            }
+        }
+    }
+    let known: BTreeMap<VolumeId, Seq> = boot.next_seqs.clone();
+    let sets = boot.sets.iter().map(|(group, mark)| (*group, mark.next.max(SetId(1))));
+    Ok(Start {
+        next_seqs: known,
+        first_sets: sets.collect(),
+        // A failed base write leaves a range in doubt, not the sets.
+        unclean: boot.resync.values().any(|mark| mark.reason != BrokenReason::BaseWriteFailed),
+        unix_offset_ns,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::store::StoreIdentity;
+
+    fn mover(me: u16) -> Mover {
+        let peer = 3 - me;
+        let text = format!(
+            "[mover]\nname = \"p{me}\"\nid = {me}\nsite = \"here\"\nrole = \"primary\"\ncores = \
+             [0]\n[[port]]\nname = \"data\"\nkind = \"af_packet\"\ninterface = \"eth0\"\nip = \
+             \"10.0.0.{me}/24\"\n[[peer]]\nid = {peer}\nname = \"p{peer}\"\nsite = \
+             \"here\"\nrole = \"primary\"\nport = \"data\"\nip = \
+             \"10.0.0.{peer}\"\n[[peer]]\nid = 101\nname = \"s1\"\nsite = \"there\"\nrole = \
+             \"secondary\"\nport = \"data\"\nip = \"10.0.0.101\"\n[[group]]\nname = \
+             \"bank\"\nid = 1\nnqn = \"nqn.2026-11.io.setline:bank\"\n[[group.volume]]\nname = \
+             \"v\"\nid = 1\nnsid = 1\nsize_mib = 16\nmover = \"p2\"\nbase = {{ kind = \
+             \"malloc\" }}\ntarget = {{ base = {{ kind = \"malloc\" }} }}\n"
+        );
+        Mover::parse("test.toml", &text).unwrap_or_else(|error| panic!("{error}")).mover
+    }
+
+    /// Starts, serves, ends as told, and starts again.
+    fn restart(mover: &Mover, clean: bool) -> (Start, Boot) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let me = &mover.mover;
+        let identity = StoreIdentity { site: me.site.clone(), mover: me.name.clone(), id: me.id };
+        let (mut store, _) = Store::open(&path, &identity, 1000).unwrap();
+        store.begin_serving(&[(VolumeId(1), Seq(1))], 1000).unwrap();
+        if clean {
+            let next = BTreeMap::from([(VolumeId(1), Seq(50))]);
+            store.mark_clean(&next, &BTreeMap::new(), 3000).unwrap();
+        }
+        drop(store);
+        let (mut store, mut boot) = Store::open(&path, &identity, 9000).unwrap();
+        let start = resolve(mover, &mut boot, &mut store, 9000, 0).unwrap();
+        (start, boot)
+    }
+
+    #[test]
+    fn a_killed_responsible_mover_must_be_resynchronised_and_says_since_when() {
+        let (start, boot) = restart(&mover(2), false);
+        assert!(start.unclean);
+        let mark = &boot.resync[&GroupId(1)];
+        assert_eq!((mark.since_ms, mark.reason), (9000, BrokenReason::MoverRestarted));
+        assert!(mark.detail.contains("p2") && mark.detail.contains("8 s"), "{}", mark.detail);
+    }
+
+    #[test]
+    fn a_killed_coordinator_must_be_resynchronised_even_without_volumes() {
+        assert!(restart(&mover(1), false).0.unclean);
+    }
+
+    #[test]
+    fn a_clean_stop_goes_on_where_it_was() {
+        let (start, boot) = restart(&mover(2), true);
+        assert!(!start.unclean && boot.resync.is_empty());
+        assert_eq!(start.next_seqs[&VolumeId(1)], Seq(50));
+    }
+}
