@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use super::output::Format;
 use super::units::parse_duration;
 use crate::control::client::Target;
+use crate::lab::options::LabCommand;
 
 /// Looks at and directs movers of setline.
 ///
@@ -43,6 +44,9 @@ pub struct Arguments {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Both sites on this machine, for a first look, for tests and for proofs.
+    #[command(subcommand)]
+    Lab(LabCommand),
     /// How movers and groups are. Exit code 6 when not all is well.
     Status,
     /// Groups: volumes that are cut together.

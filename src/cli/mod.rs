@@ -24,6 +24,8 @@ use clap::Parser;
 
 use crate::control::client::ClientError;
 use crate::control::model::ExitCode;
+use crate::lab::options::LabCommand;
+use crate::lab::{self, LabError};
 use args::*;
 use reach::Reach;
 
@@ -39,6 +41,12 @@ pub enum CliError {
     /// The configuration holds faults; they have been printed.
     #[error("{0}")]
     Config(String),
+    /// A lab failed.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// A lab ran, and its answer is no; why has been printed.
+    #[error("the lab failed")]
+    Lost,
     /// Shown, but not all is well; what is wrong has been printed.
     #[error("{0}")]
     Degraded(String),
@@ -53,6 +61,8 @@ impl CliError {
             Self::Usage(_) => ExitCode::Usage,
             Self::Client(error) => error.exit_code(),
             Self::Config(_) => ExitCode::Config,
+            Self::Lab(error) => error.exit_code(),
+            Self::Lost => ExitCode::Failure,
             Self::Degraded(_) => ExitCode::Degraded,
             Self::Output(_) => ExitCode::Failure,
         }
@@ -89,9 +99,17 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
     if let Command::Config(ConfigCommand::Check { files, here }) = &arguments.command {
         return config::check(out, files, *here);
     }
+    if let Command::Lab(command) = &arguments.command {
+        let passed = match command {
+            LabCommand::Run(options) => lab::run::run(options, out)?,
+            LabCommand::Up(options) => lab::standing::up(options, out).map(|()| true)?,
+            LabCommand::Down(options) => lab::standing::down(options, out).map(|()| true)?,
+        };
+        return if passed { Ok(()) } else { Err(CliError::Lost) };
+    }
     let reach = Reach::new(arguments)?;
     match &arguments.command {
-        Command::Config(_) => Ok(()),
+        Command::Config(_) | Command::Lab(_) => Ok(()),
         Command::Status => views::status(out, &reach),
         Command::Group(command) => match command {
             GroupCommand::Show { group } => views::groups(out, &reach, group.as_deref()),

@@ -77,12 +77,34 @@ impl Printer {
         } else {
             table.force_no_tty();
         }
-        table.set_header(head.iter().map(|text| Cell::new(text).add_attribute(Attribute::Bold)));
+        if !head.is_empty() {
+            table
+                .set_header(head.iter().map(|text| Cell::new(text).add_attribute(Attribute::Bold)));
+        }
         table.add_rows(rows);
         if !title.is_empty() {
             writeln!(self.to, "{title}")?;
         }
         writeln!(self.to, "{table}")
+    }
+
+    /// A table of what, how much, and (where that is known) whether it is as it must be.
+    ///
+    /// # Errors
+    /// Output cannot be written.
+    pub fn facts(
+        &mut self,
+        title: &str,
+        rows: Vec<(String, String, Option<bool>)>,
+    ) -> io::Result<()> {
+        let cells = rows.into_iter().map(|(what, value, well)| {
+            let value = match well {
+                Some(well) => verdict(value, well).add_attribute(Attribute::Bold),
+                None => text(value),
+            };
+            vec![text(what), value]
+        });
+        self.table(title, &[], cells.collect())
     }
 }
 

@@ -212,7 +212,7 @@ fn group_card(out: &mut Printer, seen_by: &str, group: &GroupStatus) -> Result<(
     row("recovery points", text(summary(&group.recovery_point_us, 1000)));
     let title =
         format!("group {} (id {}, {}) as {seen_by} sees it", group.name, group.id, group.nqn);
-    Ok(out.table(&title, &["", ""], rows)?)
+    Ok(out.table(&title, &[], rows)?)
 }
 
 /// A distribution in words; `ns` is the length of its unit.

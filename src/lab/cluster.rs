@@ -1,0 +1,325 @@
+//! A lab that is made: its files and processes, and their removal.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+
+use super::interrupt::Interrupt;
+use super::options::Shape;
+use super::plan::{self, Plan};
+use super::process::{Process, Start};
+use super::site::{ProcessId, Site, SiteMover};
+use super::{LabError, machine, netns};
+use crate::config::Role;
+use crate::control::client::{Client, ClientError, Target};
+use crate::control::model::{ErrorCode, Status};
+
+/// How long movers may take to become ready: opening devices, meeting peers.
+const READY_MAX: Duration = Duration::from_secs(120);
+/// How long a mover may take to stop.
+const STOP_MAX: Duration = Duration::from_secs(30);
+/// How long an API call may take.
+const CALL_MAX: Duration = Duration::from_secs(15);
+/// How often a wait looks.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A lab's files, namespaces and processes. Dropping it ends the processes and removes namespaces
+/// and hugepage files; the directory stays unless [`Cluster::remove_directory`] was called.
+#[derive(Debug)]
+pub struct Cluster {
+    plan: Plan,
+    site: Site,
+    setlined: PathBuf,
+    processes: BTreeMap<String, Process>,
+    released: bool,
+    directory_goes: bool,
+}
+
+impl Cluster {
+    /// Makes everything a lab of `shape` needs, and starts nothing.
+    ///
+    /// # Errors
+    /// What cannot be had; nothing is left behind then.
+    pub fn make(shape: &Shape, with_client: bool) -> Result<Self, LabError> {
+        let setlined = machine::program("setlined")?;
+        let machine = machine::look(shape)?;
+        let directory = match &shape.dir {
+            Some(directory) => std::path::absolute(directory)
+                .map_err(|error| LabError::io(&directory.display().to_string(), error))?,
+            None => machine::choose_directory(shape, &machine.tag)?,
+        };
+        let fresh = !directory.exists();
+        if !fresh && fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(LabError::NotEmpty { directory });
+        }
+        let plan = plan::plan(shape, &directory, &machine)?;
+        machine::check_hugepages(&plan, with_client)?;
+        let site = Site {
+            directory,
+            group: plan::GROUP.to_owned(),
+            nqn: plan::NQN.to_owned(),
+            keeper: ProcessId::of(std::process::id()),
+            movers: plan
+                .movers
+                .iter()
+                .map(|mover| SiteMover {
+                    name: mover.config.mover.name.clone(),
+                    role: mover.config.mover.role,
+                    config: mover.file.clone(),
+                    socket: mover.config.api.socket.clone(),
+                    log: mover.log.clone(),
+                    file_prefix: mover.config.file_prefix(),
+                    namespace: mover.namespace.clone(),
+                    process: None,
+                })
+                .collect(),
+            namespaces: plan.veth.as_ref().map(netns::names).unwrap_or_default(),
+        };
+        let mut cluster = Self {
+            plan,
+            site,
+            setlined,
+            processes: BTreeMap::new(),
+            released: false,
+            // Until it is whole there is nothing in it to look at.
+            directory_goes: fresh,
+        };
+        cluster.make_files()?;
+        if let Some(veth) = &cluster.plan.veth {
+            netns::make(veth)?;
+        }
+        cluster.directory_goes = false;
+        Ok(cluster)
+    }
+
+    fn make_files(&self) -> Result<(), LabError> {
+        let named = |path: &Path| path.display().to_string();
+        for directory in &self.plan.directories {
+            fs::create_dir_all(directory).map_err(|e| LabError::io(&named(directory), e))?;
+        }
+        for (path, bytes) in &self.plan.files {
+            let made = File::create(path).and_then(|file| file.set_len(*bytes));
+            made.map_err(|error| LabError::io(&named(path), error))?;
+        }
+        for mover in &self.plan.movers {
+            let text = mover.config.render().map_err(plan::PlanError::from)?;
+            fs::write(&mover.file, text).map_err(|e| LabError::io(&named(&mover.file), e))?;
+        }
+        Ok(self.site.write()?)
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What belongs to it.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Names of the movers of one site.
+    #[must_use]
+    pub fn names(&self, role: Role) -> Vec<String> {
+        self.site.of(role).map(|mover| mover.name.clone()).collect()
+    }
+
+    /// Starts every mover and waits until all are ready.
+    ///
+    /// # Errors
+    /// A mover that ends, or is not ready in time.
+    pub fn start_all(&mut self, interrupt: &Interrupt, bar: &ProgressBar) -> Result<(), LabError> {
+        let names: Vec<String> = self.site.movers.iter().map(|mover| mover.name.clone()).collect();
+        for name in &names {
+            interrupt.check()?;
+            self.start(name)?;
+        }
+        self.wait_ready(&names, interrupt, bar)
+    }
+
+    /// Starts one mover.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn start(&mut self, name: &str) -> Result<(), LabError> {
+        let Some(mover) = self.site.movers.iter_mut().find(|mover| mover.name == name) else {
+            return Ok(());
+        };
+        let process = Process::start(&Start {
+            name,
+            program: &self.setlined,
+            arguments: &["--config".to_owned(), mover.config.display().to_string()],
+            namespace: mover.namespace.as_deref(),
+            log: &mover.log,
+            stdout: None,
+        })?;
+        mover.process = process.id();
+        self.processes.insert(name.to_owned(), process);
+        Ok(self.site.write()?)
+    }
+
+    /// Waits until the movers are ready.
+    ///
+    /// # Errors
+    /// A mover that ends, or is not ready in time.
+    pub fn wait_ready(
+        &mut self,
+        names: &[String],
+        interrupt: &Interrupt,
+        bar: &ProgressBar,
+    ) -> Result<(), LabError> {
+        let until = Instant::now() + READY_MAX;
+        bar.set_length(names.len() as u64);
+        loop {
+            let waiting: Vec<String> =
+                names.iter().filter(|name| !self.is_ready(name)).cloned().collect();
+            bar.set_position((names.len() - waiting.len()) as u64);
+            bar.set_message(format!("waiting for {}", waiting.join(", ")));
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            self.check_running()?;
+            if Instant::now() >= until {
+                return Err(LabError::NotReady {
+                    names: waiting.join(", "),
+                    limit: READY_MAX,
+                    logs: self.site.directory.join("log"),
+                });
+            }
+            interrupt.sleep(LOOK_EVERY)?;
+        }
+    }
+
+    /// Whether a mover answers and is ready.
+    #[must_use]
+    pub fn is_ready(&self, name: &str) -> bool {
+        self.status(name).is_ok_and(|status| status.ready)
+    }
+
+    /// Fails if a mover has ended that should run.
+    ///
+    /// # Errors
+    /// [`LabError::Ended`].
+    pub fn check_running(&mut self) -> Result<(), LabError> {
+        self.processes.values_mut().try_for_each(Process::check)
+    }
+
+    /// Kills a mover (-9). It counts as one that should not run.
+    pub fn kill(&mut self, name: &str) {
+        if let Some(mut process) = self.processes.remove(name) {
+            process.kill();
+        }
+    }
+
+    /// A client of a mover.
+    ///
+    /// # Errors
+    /// The system gives no event queue.
+    pub fn client(&self, name: &str) -> Result<Client, LabError> {
+        let socket = self.site.mover(name).map(|mover| mover.socket.clone()).unwrap_or_default();
+        Client::new(Target::Unix(socket), CALL_MAX).map_err(|error| LabError::io("client", error))
+    }
+
+    /// What a mover says of itself.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn status(&self, name: &str) -> Result<Status, LabError> {
+        self.client(name)?.status().map_err(|error| LabError::call(name, error))
+    }
+
+    /// Has the coordinator of a site do something, whichever mover that is.
+    ///
+    /// # Errors
+    /// What the coordinator said, or that none was found.
+    pub fn coordinator<T>(
+        &self,
+        role: Role,
+        ask: impl Fn(&Client) -> Result<T, ClientError>,
+    ) -> Result<T, LabError> {
+        let mut failed = None;
+        for name in self.names(role) {
+            match ask(&self.client(&name)?) {
+                Ok(answer) => return Ok(answer),
+                Err(ClientError::Api(error)) if error.code == ErrorCode::NotCoordinator => {
+                    failed = failed.or(Some(LabError::call(&name, ClientError::Api(error))));
+                }
+                Err(error @ ClientError::Unreachable { .. }) => {
+                    failed = Some(LabError::call(&name, error));
+                }
+                Err(error) => return Err(LabError::call(&name, error)),
+            }
+        }
+        Err(failed.unwrap_or(LabError::Interrupted))
+    }
+
+    /// Stops every mover in order, primary movers first: they hand over what they hold.
+    ///
+    /// # Errors
+    /// All that did not end well.
+    pub fn stop_all(&mut self) -> Result<(), LabError> {
+        let mut bad = Vec::new();
+        for role in [Role::Primary, Role::Secondary] {
+            let names = self.names(role);
+            let mut ending: Vec<Process> =
+                names.iter().filter_map(|name| self.processes.remove(name)).collect();
+            // All at once, then one by one: none waits for another's end.
+            for process in &mut ending {
+                process.signal(rustix::process::Signal::TERM);
+            }
+            for process in &mut ending {
+                bad.extend(process.stop(STOP_MAX).err());
+            }
+        }
+        match bad.len() {
+            0 => Ok(()),
+            1 => Err(bad.remove(0)),
+            _ => Err(LabError::Several(bad)),
+        }
+    }
+
+    /// Leaves everything running and records it: for `lab up`.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub fn release(mut self) -> Result<Site, LabError> {
+        self.site.keeper = None;
+        self.site.write()?;
+        for process in std::mem::take(&mut self.processes).into_values() {
+            process.release();
+        }
+        self.released = true;
+        Ok(self.site.clone())
+    }
+
+    /// Lets the directory go, too, when this value goes.
+    pub fn remove_directory(&mut self) {
+        self.directory_goes = true;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        self.processes.clear();
+        clear(&self.site);
+        if self.directory_goes {
+            let _ = fs::remove_dir_all(&self.site.directory);
+        }
+    }
+}
+
+/// Removes what a lab without processes left outside of its directory.
+pub fn clear(site: &Site) {
+    netns::remove(&site.namespaces);
+    for mover in &site.movers {
+        machine::remove_leftovers(&mover.file_prefix);
+    }
+}

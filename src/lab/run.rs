@@ -1,0 +1,391 @@
+//! `setline lab run`: start, write, kill, check, stop, compare, report.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::cluster::Cluster;
+use super::faults::{self, Kill};
+use super::interrupt::Interrupt;
+use super::options::RunOptions;
+use super::report::{Findings, KillResult, Report};
+use super::verdict::{self, CheckResult, Equality};
+use super::watch::{self, Watch};
+use super::writer::{self, Outcome, Writer};
+use super::{LabError, machine};
+use crate::check::images::Floor;
+use crate::check::log::Log;
+use crate::cli::{Printer, duration_ns};
+use crate::config::Role;
+use crate::control::model::{ApplyState, Summary};
+
+/// How often the loop turns.
+const TURN: Duration = Duration::from_millis(20);
+/// How long apply may take to stop at a boundary.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long the last set may take to arrive.
+const APPLY_MAX: Duration = Duration::from_secs(180);
+
+/// Runs a lab and prints its report. Whether it passed.
+///
+/// # Errors
+/// What kept the lab from running to its end. Whatever happens, nothing is left running, and the
+/// directory stays only when there is something to find in it.
+pub fn run(options: &RunOptions, out: &mut Printer) -> Result<bool, LabError> {
+    let interrupt = Interrupt::take()?;
+    let seed = options.seed.unwrap_or_else(|| machine::seed() >> 16);
+    let mut cluster = Cluster::make(&options.shape, true)?;
+    let result = drive(&mut cluster, options, seed, &interrupt);
+    let mut report = match result {
+        Ok(report) => report,
+        Err(LabError::Interrupted) => {
+            cluster.remove_directory();
+            return Err(LabError::Interrupted);
+        }
+        Err(error) => {
+            tracing::debug!(directory = %cluster.site().directory.display(), "kept");
+            return Err(error.kept(&cluster.site().directory));
+        }
+    };
+    if report.passed && !options.keep {
+        cluster.remove_directory();
+    } else {
+        report.directory = Some(cluster.site().directory.clone());
+    }
+    drop(cluster);
+    report.print(out).map_err(|error| LabError::io("output", error))?;
+    if let Some(file) = &options.plot {
+        report.plot(file)?;
+    }
+    Ok(report.passed)
+}
+
+/// A progress line on standard error; nothing when that is no terminal.
+pub(super) fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(1);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} [{elapsed}]") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn drive(
+    cluster: &mut Cluster,
+    options: &RunOptions,
+    seed: u64,
+    interrupt: &Interrupt,
+) -> Result<Report, LabError> {
+    let secondaries = cluster.names(Role::Secondary);
+    let kills =
+        faults::plan(&options.kill, options.kill_random, seed, &secondaries, options.seconds)?;
+    let bar = bar();
+    cluster.start_all(interrupt, &bar)?;
+    let warnings = warnings(cluster)?;
+    let mut writer = Writer::start(cluster, options, seed)?;
+    begin(&mut writer, interrupt, &bar)?;
+    let mut run = Run {
+        cluster,
+        options,
+        interrupt,
+        bar: &bar,
+        watch: Watch::start(Instant::now()),
+        kills: kills.into(),
+        killed: Vec::new(),
+        checks: Vec::new(),
+    };
+    run.write(&mut writer)?;
+    bar.set_message("waiting for the last acknowledgements");
+    let outcome = writer.finish()?;
+    run.settle()?;
+    bar.set_message("comparing");
+    let findings = run.conclude(&writer, outcome, seed, warnings)?;
+    bar.finish_and_clear();
+    Ok(Report::new(findings))
+}
+
+fn begin(writer: &mut Writer, interrupt: &Interrupt, bar: &ProgressBar) -> Result<(), LabError> {
+    bar.set_message("waiting for the client's first write");
+    let until = Instant::now() + writer::BEGIN_MAX;
+    while writer.progress().is_none_or(|progress| progress.acked_writes == 0) {
+        writer.check()?;
+        if Instant::now() >= until {
+            let what = "the client's first write".to_owned();
+            return Err(LabError::Late { what, limit: writer::BEGIN_MAX });
+        }
+        interrupt.sleep(TURN)?;
+    }
+    Ok(())
+}
+
+/// What the movers warn of, each thing once.
+fn warnings(cluster: &Cluster) -> Result<Vec<String>, LabError> {
+    let mut warnings = Vec::new();
+    for mover in &cluster.site().movers {
+        for warning in cluster.status(&mover.name)?.warnings {
+            // What stands in every mover's file is the same but for the file's name.
+            let what = warning.rsplit_once("warning: ").map_or(warning.as_str(), |(_, what)| what);
+            if !warnings.iter().any(|known: &String| known == what) {
+                warnings.push(what.to_owned());
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+/// A lab under way.
+struct Run<'a> {
+    cluster: &'a mut Cluster,
+    options: &'a RunOptions,
+    interrupt: &'a Interrupt,
+    bar: &'a ProgressBar,
+    watch: Watch,
+    kills: VecDeque<Kill>,
+    killed: Vec<KillResult>,
+    checks: Vec<CheckResult>,
+}
+
+impl Run<'_> {
+    /// Lets the client write for as long as was asked for, killing and checking meanwhile.
+    fn write(&mut self, writer: &mut Writer) -> Result<(), LabError> {
+        let length = Duration::from_secs_f64(self.options.seconds);
+        let every = self.options.check_every;
+        let mut next_sample = Duration::ZERO;
+        let mut next_check = every;
+        loop {
+            let now = self.watch.elapsed(Instant::now());
+            if now >= length {
+                return Ok(());
+            }
+            self.cluster.check_running()?;
+            writer.check()?;
+            if now >= next_sample {
+                self.sample(writer);
+                next_sample = now + watch::EVERY;
+            }
+            if self.kills.front().is_some_and(|kill| kill.at <= now)
+                && let Some(kill) = self.kills.pop_front()
+            {
+                self.kill(kill, writer)?;
+                self.check("after-kill", writer)?;
+                next_check = self.watch.elapsed(Instant::now()) + every;
+            } else if !every.is_zero() && now >= next_check {
+                self.check("periodic", writer)?;
+                next_check = self.watch.elapsed(Instant::now()) + every;
+            }
+            self.interrupt.sleep(TURN)?;
+        }
+    }
+
+    fn sample(&mut self, writer: &Writer) {
+        let progress = writer.progress().unwrap_or_default();
+        self.watch.sample(self.cluster, &progress);
+        let (lag, set) =
+            self.watch.last().map_or((0.0, 0), |last| (last.recovery_point_ms, last.applied_set));
+        self.bar.set_message(format!(
+            "{} writes acknowledged, {} sets applied, {} behind, {} images checked, {} kills",
+            progress.acked_writes,
+            set,
+            duration_ns((lag * 1e6) as u64),
+            self.checks.len(),
+            self.killed.len()
+        ));
+    }
+
+    /// Kills movers, starts them again after a pause, and waits until they are ready.
+    fn kill(&mut self, kill: Kill, writer: &Writer) -> Result<(), LabError> {
+        let at = Instant::now();
+        let at_ms = self.watch.elapsed(at).as_millis() as u64;
+        for name in &kill.movers {
+            self.cluster.kill(name);
+        }
+        self.pause(self.options.down, writer)?;
+        for name in &kill.movers {
+            self.cluster.start(name)?;
+        }
+        while !kill.movers.iter().all(|name| self.cluster.is_ready(name)) {
+            self.cluster.check_running()?;
+            if at.elapsed() > APPLY_MAX {
+                return Err(LabError::NotReady {
+                    names: kill.movers.join(", "),
+                    limit: APPLY_MAX,
+                    logs: self.cluster.site().directory.join("log"),
+                });
+            }
+            self.pause(watch::EVERY, writer)?;
+        }
+        let ready_after_ms = at.elapsed().as_millis() as u64;
+        self.killed.push(KillResult { at_ms, movers: kill.movers, ready_after_ms });
+        Ok(())
+    }
+
+    /// Passes time, sampling.
+    fn pause(&mut self, span: Duration, writer: &Writer) -> Result<(), LabError> {
+        let until = Instant::now() + span;
+        while Instant::now() < until {
+            self.interrupt.sleep(watch::EVERY.min(span))?;
+            self.sample(writer);
+        }
+        Ok(())
+    }
+
+    /// Has apply stop at a boundary, copies the secondary's images, lets apply go on, and judges
+    /// the copy. No kill happens in between: the images must stand still.
+    fn check(&mut self, why: &'static str, writer: &Writer) -> Result<(), LabError> {
+        let group = self.cluster.site().group.clone();
+        let at_ms = self.watch.elapsed(Instant::now()).as_millis() as u64;
+        let set = self.pause_apply(&group)?;
+        let to = self.cluster.site().directory.join("check");
+        let copied = verdict::copy_images(self.cluster.plan(), &to);
+        self.cluster.coordinator(Role::Secondary, |client| client.resume_apply(&group))?;
+        self.sample(writer);
+        let verdict = verdict::judge(&copied?, None, None)?;
+        let result = verdict::sum_up(&verdict, at_ms, why, set);
+        if result.consistent {
+            let _ = std::fs::remove_dir_all(&to);
+        } else {
+            // Kept for whoever wants to know why.
+            let kept: PathBuf = to.with_file_name(format!("check-failed-{}", self.checks.len()));
+            let _ = std::fs::rename(&to, kept);
+        }
+        self.checks.push(result);
+        Ok(())
+    }
+
+    /// Has apply stop. The set it stopped after.
+    fn pause_apply(&mut self, group: &str) -> Result<u64, LabError> {
+        let until = Instant::now() + PAUSE_MAX;
+        let mut status =
+            self.cluster.coordinator(Role::Secondary, |client| client.pause_apply(group))?;
+        loop {
+            if let ApplyState::Paused { set } = status.apply {
+                return Ok(set);
+            }
+            if Instant::now() >= until {
+                return Err(LabError::Late { what: "pausing apply".to_owned(), limit: PAUSE_MAX });
+            }
+            self.interrupt.sleep(TURN)?;
+            // Asking again is harmless, and the coordinator is who knows.
+            status =
+                self.cluster.coordinator(Role::Secondary, |client| client.pause_apply(group))?;
+        }
+    }
+
+    /// Closes the set with the last writes in it and waits until it is applied.
+    fn settle(&mut self) -> Result<(), LabError> {
+        let group = self.cluster.site().group.clone();
+        let closed = self.cluster.coordinator(Role::Primary, |client| client.close_set(&group))?;
+        let until = Instant::now() + APPLY_MAX;
+        loop {
+            self.cluster.check_running()?;
+            let behind = self.applied();
+            if behind >= closed.id {
+                return Ok(());
+            }
+            self.bar.set_message(format!("waiting for set {}, {behind} applied", closed.id));
+            if Instant::now() >= until {
+                let what = format!("applying set {}", closed.id);
+                return Err(LabError::Late { what, limit: APPLY_MAX });
+            }
+            self.interrupt.sleep(watch::EVERY)?;
+        }
+    }
+
+    /// The set that every secondary mover has applied; 0 while one of them does not answer.
+    fn applied(&self) -> u64 {
+        let mut least = u64::MAX;
+        for name in self.cluster.names(Role::Secondary) {
+            let applied = self.cluster.status(&name).ok().and_then(|status| {
+                status.groups.iter().map(|group| group.sets.applied).min()
+            });
+            least = least.min(applied.unwrap_or(0));
+        }
+        least
+    }
+
+    /// Collects totals, stops everything, compares both sites and judges the final images.
+    fn conclude(
+        mut self,
+        writer: &Writer,
+        outcome: Outcome,
+        seed: u64,
+        warnings: Vec<String>,
+    ) -> Result<Findings, LabError> {
+        let totals = Totals::ask(self.cluster)?;
+        let at_ms = self.watch.elapsed(Instant::now()).as_millis() as u64;
+        let trouble: Vec<String> =
+            self.cluster.stop_all().err().iter().map(ToString::to_string).collect();
+        let log = Log::open(writer.log()).map_err(|error| LabError::Check {
+            what: writer.log().display().to_string(),
+            said: error.to_string(),
+        })?;
+        let floor = Floor::end_of(&log);
+        let plan = self.cluster.plan();
+        let images: Vec<PathBuf> = plan.volumes.iter().map(|v| v.secondary.clone()).collect();
+        let verdict = verdict::judge(&images, Some(&log), Some(&floor))?;
+        self.checks.push(verdict::sum_up(&verdict, at_ms, "final", totals.applied));
+        let by_log = || Equality {
+            equal: verdict.consistent
+                && verdict.floor_met == Some(true)
+                && outcome.unfinished_writes == 0,
+            by: "log",
+            differing_blocks: verdict.faults.total(),
+        };
+        let block_bytes = self.options.shape.block_bytes;
+        let equality = verdict::compare_sites(plan, block_bytes)?.unwrap_or_else(by_log);
+        Ok(Findings {
+            options: self.options.clone(),
+            seed,
+            lost: verdict.lost.commands,
+            equality,
+            checks: self.checks,
+            kills: self.killed,
+            sets_formed: totals.formed,
+            sets_applied: totals.applied,
+            bytes_replicated: totals.bytes_replicated,
+            boundary_hold_ns: totals.hold_ns,
+            recovery_point_us: Summary::from(self.watch.recovery_points_us()),
+            samples: self.watch.samples().to_vec(),
+            warnings,
+            trouble,
+            outcome,
+        })
+    }
+}
+
+/// What the movers count, all together.
+#[derive(Default)]
+struct Totals {
+    formed: u64,
+    applied: u64,
+    bytes_replicated: u64,
+    hold_ns: Summary,
+}
+
+impl Totals {
+    fn ask(cluster: &Cluster) -> Result<Self, LabError> {
+        let mut totals = Self::default();
+        for role in [Role::Primary, Role::Secondary] {
+            for name in cluster.names(role) {
+                let groups = cluster.client(&name)?.groups();
+                for group in groups.map_err(|error| LabError::call(&name, error))? {
+                    // Sets are numbered from 1, without gaps, and a restart of a secondary mover
+                    // forgets its counters: the newest number applied says more.
+                    totals.applied = totals.applied.max(group.sets.applied);
+                    if role == Role::Secondary {
+                        continue;
+                    }
+                    totals.formed = totals.formed.max(group.totals.sets_formed);
+                    totals.bytes_replicated += group.totals.bytes_replicated;
+                    let hold = &group.boundary_hold_ns;
+                    if hold.p99 >= totals.hold_ns.p99 {
+                        totals.hold_ns = Summary { max: hold.max.max(totals.hold_ns.max), ..*hold };
+                    }
+                }
+            }
+        }
+        Ok(totals)
+    }
+}
