@@ -297,9 +297,11 @@ impl Run<'_> {
     fn applied(&self) -> u64 {
         let mut least = u64::MAX;
         for name in self.cluster.names(Role::Secondary) {
-            let applied = self.cluster.status(&name).ok().and_then(|status| {
-                status.groups.iter().map(|group| group.sets.applied).min()
-            });
+            let applied = self
+                .cluster
+                .status(&name)
+                .ok()
+                .and_then(|status| status.groups.iter().map(|group| group.sets.applied).min());
             least = least.min(applied.unwrap_or(0));
         }
         least
