@@ -380,7 +380,8 @@ pub(super) mod tests {
             commands: 9,
             examples: vec![],
         };
-        let spoil: [(&str, fn(&mut Findings)); 7] = [
+        type Spoil = fn(&mut Findings);
+        let spoil: [(&str, Spoil); 7] = [
             ("1 acknowledged writes are lost", |f| f.lost = 1),
             ("differ at the end, by 4 blocks", |f| {
                 f.equality = Equality { equal: false, by: "bytes", differing_blocks: 4 };
