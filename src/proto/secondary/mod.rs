@@ -25,13 +25,15 @@
 //!
 //! [`Secondary::handle_journaled`] comes in the order of the `Journal` commands, and before the
 //! [`Secondary::handle_journal_durable`] of a later flush. A flush covers all `Journal` commands
-//! before it. Only one record handed to [`Secondary::handle_record`] and accepted belongs to the
-//! machine, until its `Free`; refused and duplicate ones stay with the caller.
+//! before it. After a restart a `JournalRetire` may name a position that an earlier life has named.
+//! A record handed to [`Secondary::handle_record`] and accepted belongs to the machine until its
+//! `Free`; refused and duplicate ones stay with the caller.
 //!
 //! # What it does not do
 //!
 //! It never sees payload, and it does not check payload checksums: a record that it is handed is
-//! stored and verified. It takes no fresh set apart: sets are applied as the primary cut them.
+//! stored and verified. It does not choose what a set holds: sets are applied as the primary cut
+//! them. It has no membership: movers of the site come and go with a restart of the machine.
 
 mod apply;
 pub mod coordinator;
@@ -40,6 +42,8 @@ mod room;
 mod sets;
 pub mod shard;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use coordinator::{CoordinatorConfig, CoordinatorStatus, SecondaryCoordinator};
 pub use recovery::Recovered;

@@ -1,0 +1,284 @@
+//! The coordinator: commit, confirm, lockstep, pause, restart (invariants 7 and 8, T3, T6).
+
+use super::*;
+use crate::proto::command::{Report, SetState, Token};
+use crate::proto::secondary::{CoordinatorConfig, SecondaryCoordinator};
+
+const A: ShardId = COORDINATOR;
+const B: ShardId = ShardId::new(11, 0);
+
+fn new() -> SecondaryCoordinator {
+    SecondaryCoordinator::new(CoordinatorConfig {
+        me: A,
+        primary_coordinator: PRIMARY,
+        shards: vec![A, B],
+        groups: vec![GROUP],
+        volumes: vec![(VOLUME, A), (VolumeId(8), B)],
+        sabotage: Sabotage::None,
+    })
+}
+
+fn commands(c: &mut SecondaryCoordinator) -> Vec<Command> {
+    core::iter::from_fn(|| c.poll_command()).collect()
+}
+
+fn send(to: ShardId, message: Message) -> Command {
+    Command::Send { to, message }
+}
+
+fn state(set: u64, state: SetState) -> Command {
+    Command::Report(Report::SetState { group: GROUP, set: SetId(set), state })
+}
+
+fn resume(c: &mut SecondaryCoordinator, from: ShardId, stored: u64, applied: u64) {
+    let (stored, applied) = (SetId(stored), SetId(applied));
+    c.handle_message(NOW, from, Message::Resume { group: GROUP, stored, applied });
+}
+
+fn stored(c: &mut SecondaryCoordinator, from: ShardId, set: u64) {
+    c.handle_message(NOW, from, Message::Stored { group: GROUP, set: SetId(set) });
+}
+
+fn applied(c: &mut SecondaryCoordinator, from: ShardId, set: u64) {
+    c.handle_message(NOW, from, Message::Applied { group: GROUP, set: SetId(set) });
+}
+
+fn apply(set: u64) -> Message {
+    Message::Apply { group: GROUP, set: SetId(set) }
+}
+
+fn confirmed(set: u64) -> Command {
+    send(PRIMARY, Message::Confirmed { group: GROUP, set: SetId(set) })
+}
+
+/// Journals what is asked for; returns the flush.
+fn journaled(c: &mut SecondaryCoordinator, commands: &[Command]) -> Token {
+    let mut flush = None;
+    for command in commands {
+        match command {
+            Command::Journal { token, .. } => c.handle_journaled(NOW, *token, JournalPos(token.0)),
+            Command::JournalFlush { token } => flush = Some(*token),
+            _ => {}
+        }
+    }
+    flush.unwrap()
+}
+
+/// Both shards have spoken, and set 1 is committed.
+fn committed() -> SecondaryCoordinator {
+    let mut c = new();
+    resume(&mut c, A, 0, 0);
+    resume(&mut c, B, 0, 0);
+    c.handle_message(NOW, PRIMARY, manifest(1, vec![]));
+    stored(&mut c, A, 1);
+    stored(&mut c, B, 1);
+    let list = commands(&mut c);
+    let flush = journaled(&mut c, &list);
+    c.handle_journal_durable(NOW, flush);
+    c
+}
+
+#[test]
+fn each_shard_gets_its_own_facts_and_an_empty_manifest_when_it_has_none() {
+    let mut c = new();
+    resume(&mut c, A, 0, 0);
+    resume(&mut c, B, 0, 0);
+    let fact = facts(&[update(1, 1, 0, 8)], &[]);
+    c.handle_message(NOW, PRIMARY, manifest(1, vec![fact.clone()]));
+    let expected = [send(A, manifest(1, vec![fact])), send(B, manifest(1, vec![]))];
+    assert_eq!(commands(&mut c), expected);
+}
+
+#[test]
+fn a_set_is_confirmed_when_all_shards_stored_it_and_the_commit_is_durable() {
+    let mut c = new();
+    resume(&mut c, A, 0, 0);
+    resume(&mut c, B, 0, 0);
+    c.handle_message(NOW, PRIMARY, manifest(1, vec![]));
+    commands(&mut c);
+    stored(&mut c, A, 1);
+    assert_eq!(commands(&mut c), []);
+    stored(&mut c, B, 1);
+    let list = commands(&mut c);
+    assert_eq!(kinds(&list), ["journal commit", "journal flush"]);
+    let flush = journaled(&mut c, &list);
+    assert_eq!(commands(&mut c), []);
+    c.handle_journal_durable(NOW, flush);
+    let expected = [
+        state(1, SetState::Received),
+        confirmed(1),
+        state(1, SetState::Applying),
+        send(A, apply(1)),
+        send(B, apply(1)),
+    ];
+    assert_eq!(commands(&mut c)[..5], expected);
+}
+
+#[test]
+fn the_next_set_is_applied_only_when_all_have_applied_the_one_before() {
+    let mut c = committed();
+    c.handle_message(NOW, PRIMARY, manifest(2, vec![]));
+    stored(&mut c, A, 2);
+    stored(&mut c, B, 2);
+    let list = commands(&mut c);
+    let flush = journaled(&mut c, &list);
+    c.handle_journal_durable(NOW, flush);
+    assert_eq!(commands(&mut c)[..2], [state(2, SetState::Received), confirmed(2)]);
+    applied(&mut c, A, 1);
+    assert_eq!(commands(&mut c), []);
+    assert!(!c.status().next().unwrap().at_boundary);
+    applied(&mut c, B, 1);
+    let expected = [
+        state(1, SetState::Applied),
+        send(PRIMARY, Message::Applied { group: GROUP, set: SetId(1) }),
+        state(2, SetState::Applying),
+        send(A, apply(2)),
+        send(B, apply(2)),
+    ];
+    assert_eq!(commands(&mut c), expected);
+    let status = c.status().next().unwrap();
+    assert_eq!((status.committed, status.committed_cut_time_ns), (SetId(2), 20));
+    assert_eq!((status.applied, status.applied_cut_time_ns), (SetId(1), 10));
+}
+
+#[test]
+fn a_pause_takes_effect_at_the_boundary_and_receiving_goes_on() {
+    let mut c = committed();
+    commands(&mut c);
+    c.handle_message(NOW, A, Message::PauseApply { group: GROUP, paused: true });
+    assert_eq!(commands(&mut c), [], "set 1 is being applied");
+    applied(&mut c, A, 1);
+    applied(&mut c, B, 1);
+    let paused =
+        |paused| Command::Report(Report::ApplyPaused { group: GROUP, at: SetId(1), paused });
+    assert_eq!(commands(&mut c).last(), Some(&paused(true)));
+    assert!(c.status().next().unwrap().at_boundary);
+    c.handle_message(NOW, PRIMARY, manifest(2, vec![]));
+    stored(&mut c, A, 2);
+    stored(&mut c, B, 2);
+    let list = commands(&mut c);
+    let flush = journaled(&mut c, &list);
+    c.handle_journal_durable(NOW, flush);
+    let list = commands(&mut c);
+    assert!(list.contains(&confirmed(2)) && !kinds(&list).contains(&"apply"));
+    c.handle_message(NOW, A, Message::PauseApply { group: GROUP, paused: false });
+    let expected =
+        [paused(false), state(2, SetState::Applying), send(A, apply(2)), send(B, apply(2))];
+    assert_eq!(commands(&mut c), expected);
+}
+
+#[test]
+fn only_the_poller_itself_may_pause() {
+    let mut c = committed();
+    c.handle_message(NOW, PRIMARY, Message::PauseApply { group: GROUP, paused: true });
+    assert!(!c.status().next().unwrap().paused);
+    assert_eq!(c.refused_messages(), 1);
+}
+
+#[test]
+fn after_a_restart_the_set_in_doubt_is_finished_even_when_paused() {
+    let mut c = new();
+    for set in [1, 2, 3] {
+        c.recover_commit(JournalPos(set), GROUP, SetId(set), set * 10);
+    }
+    c.recovered(NOW);
+    c.handle_message(NOW, A, Message::PauseApply { group: GROUP, paused: true });
+    resume(&mut c, A, 3, 1);
+    assert_eq!(commands(&mut c), [], "nothing is known of the other shard");
+    assert_eq!(c.status().next().unwrap().missing_shards, 1);
+    resume(&mut c, B, 3, 2);
+    let expected = [state(2, SetState::Applying), send(A, apply(2)), send(B, apply(2))];
+    assert_eq!(commands(&mut c), expected);
+    assert!(!c.status().next().unwrap().at_boundary);
+    applied(&mut c, A, 2);
+    let list = commands(&mut c);
+    assert!(matches!(list.last(), Some(Command::Report(Report::ApplyPaused { .. }))));
+    let status = c.status().next().unwrap();
+    assert!(status.at_boundary && status.applied == SetId(2));
+    assert_eq!((status.applied_cut_time_ns, status.committed_cut_time_ns), (20, 30));
+}
+
+#[test]
+fn a_shard_that_comes_back_gets_what_it_lacks() {
+    let mut c = committed();
+    c.handle_message(NOW, PRIMARY, manifest(2, vec![]));
+    commands(&mut c);
+    resume(&mut c, B, 1, 0);
+    assert_eq!(commands(&mut c), [send(B, manifest(2, vec![])), send(B, apply(1))]);
+}
+
+#[test]
+fn a_late_resume_does_not_undo_what_the_shard_has_said_since() {
+    let mut c = new();
+    resume(&mut c, A, 0, 0);
+    c.handle_message(NOW, PRIMARY, manifest(1, vec![]));
+    stored(&mut c, A, 1);
+    stored(&mut c, B, 1);
+    commands(&mut c);
+    resume(&mut c, B, 0, 0);
+    assert_eq!(kinds(&commands(&mut c)), ["journal commit", "journal flush"]);
+}
+
+#[test]
+fn the_primary_coordinator_hears_again_what_is_confirmed() {
+    let mut c = committed();
+    applied(&mut c, A, 1);
+    applied(&mut c, B, 1);
+    commands(&mut c);
+    c.handle_peer_up(NOW, PRIMARY);
+    let done = send(PRIMARY, Message::Applied { group: GROUP, set: SetId(1) });
+    assert_eq!(commands(&mut c), [confirmed(1), done]);
+    c.handle_message(NOW, PRIMARY, manifest(1, vec![]));
+    assert_eq!(commands(&mut c), [confirmed(1)]);
+}
+
+#[test]
+fn a_manifest_with_a_volume_that_nobody_writes_breaks_the_group() {
+    let mut c = new();
+    let fact = VolumeFacts { volume: VolumeId(55), ..facts(&[update(1, 1, 0, 8)], &[]) };
+    c.handle_message(NOW, PRIMARY, manifest(1, vec![fact]));
+    assert_eq!(kinds(&commands(&mut c)), ["report", "send"]);
+    assert!(c.status().next().unwrap().broken);
+}
+
+#[test]
+fn an_idle_groups_commit_does_not_hold_the_journal_for_ever() {
+    let busy = GroupId(2);
+    let mut c = SecondaryCoordinator::new(CoordinatorConfig {
+        groups: vec![GROUP, busy],
+        shards: vec![A],
+        volumes: vec![(VOLUME, A)],
+        ..CoordinatorConfig {
+            me: A,
+            primary_coordinator: PRIMARY,
+            shards: vec![],
+            groups: vec![],
+            volumes: vec![],
+            sabotage: Sabotage::None,
+        }
+    });
+    let mut position = 0;
+    let mut retired = JournalPos(0);
+    for (group, sets) in [(GROUP, 1), (busy, 600)] {
+        let zero = SetId(0);
+        c.handle_message(NOW, A, Message::Resume { group, stored: zero, applied: zero });
+        for set in (1..=sets).map(SetId) {
+            let facts = FactsPart { part: 0, parts: 1, facts: vec![] };
+            c.handle_message(NOW, PRIMARY, Message::Manifest { group, set, cut_time_ns: 1, facts });
+            c.handle_message(NOW, A, Message::Stored { group, set });
+            c.handle_message(NOW, A, Message::Applied { group, set });
+            while let Some(command) = c.poll_command() {
+                match command {
+                    Command::Journal { token, .. } => {
+                        position += 1;
+                        c.handle_journaled(NOW, token, JournalPos(position));
+                    }
+                    Command::JournalFlush { token } => c.handle_journal_durable(NOW, token),
+                    Command::JournalRetire { before } => retired = before,
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(retired > JournalPos(500), "{retired:?} of {position}");
+}
