@@ -262,6 +262,7 @@ impl Cluster {
             mirrored_max: 1024,
             in_flight_max: profile.in_flight,
             unclean: false,
+            sabotage: profile.sabotage,
         };
         let boundary = (me == coordinator).then(|| {
             Boundary::new(&BoundaryConfig {
@@ -277,6 +278,7 @@ impl Cluster {
                     period_ns: profile.period_ns,
                     first_set: SetId(1),
                 }],
+                sabotage: profile.sabotage,
             })
         });
         Machines::Primary { shard: PrimaryShard::new(&config), boundary }

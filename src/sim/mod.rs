@@ -29,4 +29,6 @@ pub mod prng;
 pub mod profile;
 pub mod queue;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 pub mod trace;
