@@ -14,11 +14,22 @@
 #include <rte_ring.h>
 #include <rte_version.h>
 
+/* Macros that bindgen cannot evaluate. */
+static const uint64_t SETLINE_TX_MULTI_SEGS = RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+static const uint64_t SETLINE_RX_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
+static const uint64_t SETLINE_RSS_UDP4 = RTE_ETH_RSS_IPV4 | RTE_ETH_RSS_NONFRAG_IPV4_UDP;
+
 /* rte_errno is a macro over a thread-local variable. */
 static inline int
 setline_rte_errno(void)
 {
 	return rte_errno;
 }
+
+/* memif_gate.c: pollers inside a memif burst. A gate's count is odd while its poller is inside. */
+#define SETLINE_MEMIF_GATES 256
+uint32_t *setline_memif_gate(unsigned int index);
+/* Returns when every poller that was inside has left. */
+void setline_memif_wait(void);
 
 #endif

@@ -199,6 +199,7 @@ fn compile(cflags: &[String], out: &Path) {
     };
     base()
         .file("ffi/shims.c")
+        .file("ffi/memif_gate.c")
         .file(out.join("spdk_inline.c"))
         .file(out.join("dpdk_inline.c"))
         .include(".")
@@ -218,6 +219,7 @@ fn link(deps: &Deps, out: &Path) -> Result<(), String> {
         format!("-L{}", deps.spdk.join("build/libvfio-user/usr/local/lib").display()),
     ];
     args.extend(dpdk.iter().filter(|a| a.starts_with("-L")).cloned());
+    args.push("-Wl,--wrap=memif_free_regions".into()); // ffi/memif_gate.c
     args.push("-Wl,--whole-archive".into());
     args.extend(SPDK_ARCHIVES.iter().map(|a| format!("-l:libspdk_{a}.a")));
     // Every driver of this DPDK, each archive once (the linker refuses doubles).

@@ -12,7 +12,6 @@
 use super::command::{Command, Report, SetState};
 use super::limits::OPEN_SETS_MAX;
 use super::message::{BrokenReason, FactsAssembly, FactsPart, Message, VolumeFacts};
-use super::sabotage::Sabotage;
 use super::types::{Epoch, GroupId, MapVersion, Nanos, SetId, ShardId};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -36,8 +35,6 @@ pub struct BoundaryConfig {
     pub unix_offset_ns: u64,
     /// The groups.
     pub groups: Vec<BoundaryGroup>,
-    /// A rule to break on purpose, in tests.
-    pub sabotage: Sabotage,
 }
 
 /// A group as the engine sees it.
@@ -133,7 +130,6 @@ pub struct Boundary {
     epoch: Epoch,
     map_version: MapVersion,
     unix_offset_ns: u64,
-    sabotage: Sabotage,
     groups: Vec<Group>,
     commands: VecDeque<Command>,
     stale_epoch: u64,
@@ -174,7 +170,6 @@ impl Boundary {
             epoch: config.epoch,
             map_version: config.map_version,
             unix_offset_ns: config.unix_offset_ns,
-            sabotage: config.sabotage,
             groups,
             commands: VecDeque::with_capacity(256),
             stale_epoch: 0,
@@ -284,7 +279,7 @@ impl Boundary {
 
     /// A control message from `from`, sent in `epoch`.
     pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
-        if epoch != self.epoch && !self.sabotage.is(Sabotage::IgnoreEpoch) {
+        if epoch != self.epoch {
             self.stale_epoch += 1;
             return;
         }
@@ -383,8 +378,7 @@ impl Boundary {
             return;
         }
         group.prepared[shard] = true;
-        let hasty = self.sabotage.is(Sabotage::ReleaseOnFirstPrepared);
-        if !hasty && !group.prepared.iter().all(|p| *p) {
+        if !group.prepared.iter().all(|p| *p) {
             return;
         }
         group.phase = Phase::Open;
@@ -439,7 +433,7 @@ impl Boundary {
             for to in self.backup.iter().chain(self.secondary.iter()).copied().collect::<Vec<_>>() {
                 self.send_manifest(index, set, to);
             }
-            if self.secondary.is_none() || self.sabotage.is(Sabotage::FreeBeforeConfirm) {
+            if self.secondary.is_none() {
                 self.confirm_without_secondary(index);
             }
         }

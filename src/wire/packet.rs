@@ -291,8 +291,18 @@ impl PacketHeader {
     /// Says which rule the bytes break; nothing of a refused packet may be used.
     #[inline]
     pub fn check(packet: &[u8]) -> Result<PacketInfo, PacketError> {
-        let Ok((header, rest)) = Self::read_from_prefix(packet) else {
-            return Err(PacketError::Short { found: packet.len(), want: PACKET_HEADER_BYTES });
+        Self::check_scattered(packet, packet.len())
+    }
+
+    /// The same for a packet of `packet_len` bytes of which only the first, at least the header,
+    /// are at hand.
+    ///
+    /// # Errors
+    /// As [`PacketHeader::check`].
+    #[inline]
+    pub fn check_scattered(first: &[u8], packet_len: usize) -> Result<PacketInfo, PacketError> {
+        let Ok((header, _)) = Self::read_from_prefix(first) else {
+            return Err(PacketError::Short { found: first.len(), want: PACKET_HEADER_BYTES });
         };
         if header.magic.get() != PACKET_MAGIC {
             return Err(PacketError::Magic { found: header.magic.get() });
@@ -308,9 +318,9 @@ impl PacketHeader {
             return Err(PacketError::Checksum { found, computed });
         }
         let info = header.values()?;
-        if rest.len() < usize::from(info.payload_len) {
-            let want = PACKET_HEADER_BYTES + usize::from(info.payload_len);
-            return Err(PacketError::Short { found: packet.len(), want });
+        let want = PACKET_HEADER_BYTES + usize::from(info.payload_len);
+        if packet_len < want {
+            return Err(PacketError::Short { found: packet_len, want });
         }
         Ok(info)
     }

@@ -5,8 +5,6 @@ mod committing;
 mod peers;
 mod receiving;
 mod recovering;
-mod rules;
-mod script;
 mod site;
 mod storing;
 

@@ -1,0 +1,262 @@
+//! Links over real DPDK ports: two ring ports in one process, memif between two processes,
+//! AF_PACKET and AF_XDP over a veth pair between two network namespaces. Records of all lengths
+//! go both ways and are compared byte by byte.
+//!
+//! EAL starts once per process, so every end runs in a child: this very program, with its part in
+//! the environment.
+#![cfg(feature = "datapath")]
+
+#[path = "dpdk_support/mod.rs"]
+mod support;
+
+use setline::dpdk::{Kind, MemifRole, NextHop, Port, QueueCounters};
+use setline::spdk::env::{Env, EnvConfig};
+use setline::wire::frame::Mac;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{End, network, spec};
+
+const PART: &str = "SETLINE_TEST_PART";
+const RECORDS: usize = 3000;
+
+/// Runs this program's test `child` in a part; in a network namespace when one is named.
+fn spawn(part: &str, namespace: Option<&str>) -> Child {
+    let me = std::env::current_exe().unwrap();
+    let mut command = match namespace {
+        Some(namespace) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace]).arg(me);
+            command
+        }
+        None => Command::new(me),
+    };
+    command.args(["child", "--exact", "--nocapture"]).env(PART, part);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits for children; fails with their output when one fails.
+fn join(children: Vec<Child>) {
+    let outputs: Vec<_> = children.into_iter().map(|c| c.wait_with_output().unwrap()).collect();
+    for output in &outputs {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(
+            output.status.success(),
+            "{}\n{}\n{}",
+            output.status,
+            text(&output.stdout),
+            text(&output.stderr)
+        );
+    }
+}
+
+fn env(core: usize) -> Env {
+    let config = EnvConfig {
+        name: "ports".into(),
+        core,
+        hugepage_mib: 128,
+        no_pci: true,
+        ..EnvConfig::default()
+    };
+    Env::init(&config).expect("hugepages are reserved (scripts/setup)")
+}
+
+/// What a child does: nothing unless it was given a part.
+#[test]
+fn child() {
+    let Ok(part) = std::env::var(PART) else { return };
+    let words: Vec<&str> = part.split(' ').collect();
+    match words[..] {
+        ["rings"] => both_ends_of_a_ring(),
+        ["memif", role, socket, mtu, records, incarnation] => one_end_of_a_memif(
+            role,
+            socket,
+            mtu.parse().unwrap(),
+            records.parse().unwrap(),
+            incarnation.parse().unwrap(),
+        ),
+        ["interface", kind, name, side] => one_end_of_a_veth(kind, name, side.parse().unwrap()),
+        _ => panic!("unknown part {part:?}"),
+    }
+}
+
+fn both_ends_of_a_ring() {
+    let _env = env(0);
+    for (round, mtu) in [9000, 1500].into_iter().enumerate() {
+        let kind = Kind::Ring(format!("r{round}"));
+        let mut ports: Vec<Port> = [1, 2]
+            .map(|side| Port::open(&spec(kind.clone(), mtu), &network(side, None)).unwrap())
+            .into_iter()
+            .collect();
+        assert!(Port::open(&spec(kind, mtu), &network(1, None)).is_err(), "two ends there are");
+        let mut ends: Vec<End> = ports
+            .iter_mut()
+            .zip([1, 2])
+            .map(|(port, side)| End::new(port.queue(0, 0).unwrap(), side, RECORDS, 1))
+            .collect();
+        assert!(ports[0].queue(0, 0).is_none(), "a queue has one owner");
+        let end = Instant::now() + Duration::from_secs(60);
+        while !ends.iter().all(End::is_done) {
+            assert!(Instant::now() < end, "{ends:?}");
+            ends.iter_mut().for_each(End::turn);
+        }
+        for end in &ends {
+            assert_eq!(end.unreleased(), 0, "every record has been released");
+            let c = end.queue_counters();
+            assert_eq!((c.malformed, c.truncated, c.corrupt, c.scattered), (0, 0, 0, 0));
+        }
+        let arp = |of: fn(&QueueCounters) -> u64| -> u64 {
+            ends.iter().map(|end| of(&end.queue_counters())).sum()
+        };
+        assert!(arp(|c| c.arp_asked) > 0 && arp(|c| c.arp_answered) > 0);
+    }
+}
+
+fn run(mut port: Port, side: u8, records: usize, incarnation: u64) {
+    let queue = port.queue(0, 0).unwrap();
+    let mut end = End::new(queue, side, records, incarnation);
+    let deadline = Instant::now() + Duration::from_secs(100);
+    while !end.is_done() {
+        assert!(Instant::now() < deadline, "{end:?}");
+        port.maintain(end.now());
+        end.turn();
+        std::thread::yield_now();
+    }
+    // The peer may still wait for an acknowledgement.
+    let linger = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < linger {
+        end.turn();
+        std::thread::yield_now();
+    }
+    assert_eq!(end.unreleased(), 0, "every record has been released");
+    let c = end.queue_counters();
+    assert_eq!((c.malformed, c.truncated, c.corrupt, c.scattered), (0, 0, 0, 0), "{end:?}");
+    println!("{end:?}");
+}
+
+fn one_end_of_a_memif(role: &str, socket: &str, mtu: u16, records: usize, incarnation: u64) {
+    let (role, side) = match role {
+        "server" => (MemifRole::Server, 1),
+        _ => (MemifRole::Client, 2),
+    };
+    let _env = env(usize::from(side) - 1);
+    let kind = Kind::Memif { socket: socket.into(), role, id: 0 };
+    let port = Port::open(&spec(kind, mtu), &network(side, None)).unwrap();
+    run(port, side, records, incarnation);
+}
+
+fn one_end_of_a_veth(kind: &str, interface: &str, side: u8) {
+    let _env = env(usize::from(side) - 1);
+    let kind = match kind {
+        "af_packet" => Kind::AfPacket(interface.into()),
+        _ => Kind::AfXdp(interface.into()),
+    };
+    let port = Port::open(&spec(kind, 1500), &network(side, None)).unwrap();
+    run(port, side, RECORDS / 3, 1);
+}
+
+#[test]
+fn records_pass_between_ring_ports_in_one_process() {
+    join(vec![spawn("rings", None)]);
+}
+
+#[test]
+fn records_pass_between_processes_over_memif() {
+    let dir = tempfile::tempdir().unwrap();
+    for mtu in [1500, 9000] {
+        let socket = dir.path().join(format!("memif{mtu}"));
+        let part = |role: &str| format!("memif {role} {} {mtu} {RECORDS} 1", socket.display());
+        // The client comes first, and waits.
+        let client = spawn(&part("client"), None);
+        std::thread::sleep(Duration::from_millis(500));
+        join(vec![spawn(&part("server"), None), client]);
+    }
+}
+
+/// The survivor is in the middle of copying when the driver's thread takes the memory away.
+fn survives(survivor: &str, victim: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("memif");
+    let part = |role: &str, records: usize, incarnation: u64| {
+        format!("memif {role} {} 9000 {records} {incarnation}", socket.display())
+    };
+    let stays = spawn(&part(survivor, RECORDS, 1), None);
+    for life in 1..=3 {
+        let mut dies = spawn(&part(victim, usize::MAX, life), None);
+        std::thread::sleep(Duration::from_millis(1500 + life * 37));
+        dies.kill().unwrap();
+        dies.wait().unwrap();
+    }
+    join(vec![spawn(&part(victim, RECORDS, 4), None), stays]);
+}
+
+#[test]
+fn a_memif_client_survives_the_death_of_its_server_and_meets_the_next() {
+    survives("client", "server");
+}
+
+#[test]
+fn a_memif_server_survives_the_death_of_its_client_and_meets_the_next() {
+    survives("server", "client");
+}
+
+/// Two network namespaces joined by a veth pair; gone when dropped.
+struct Namespaces {
+    names: [String; 2],
+}
+
+impl Namespaces {
+    fn new(tag: &str) -> Self {
+        let names = ["a", "b"].map(|end| format!("sl{tag}{end}{}", std::process::id()));
+        let this = Self { names };
+        let [a, b] = &this.names;
+        for name in [a, b] {
+            ip(&["netns", "add", name]);
+        }
+        ip(&["-n", a, "link", "add", "veth0", "type", "veth", "peer", "veth0", "netns", b]);
+        for name in [a, b] {
+            ip(&["-n", name, "link", "set", "veth0", "up"]);
+        }
+        this
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+fn ip(args: &[&str]) {
+    let done = Command::new("ip").args(args).status().unwrap();
+    assert!(done.success(), "ip {args:?}: network namespaces need root");
+}
+
+fn over_veth(kind: &str) {
+    let namespaces = Namespaces::new(&kind[3..5]);
+    let children = namespaces
+        .names
+        .iter()
+        .zip(1..)
+        .map(|(name, side)| spawn(&format!("interface {kind} veth0 {side}"), Some(name)))
+        .collect();
+    join(children);
+}
+
+#[test]
+fn records_pass_between_namespaces_over_af_packet() {
+    over_veth("af_packet");
+}
+
+#[test]
+fn records_pass_between_namespaces_over_af_xdp() {
+    over_veth("af_xdp");
+}
+
+#[test]
+fn an_address_given_in_the_configuration_needs_no_arp() {
+    let hop = NextHop { ip: support::ip(2), mac: Some(Mac([2, 0, 10, 9, 0, 2])) };
+    let network = network(1, Some(hop));
+    assert_eq!(network.peers, [hop]);
+}
