@@ -7,6 +7,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod journal;
 pub mod lab;
 pub mod mem;
 pub mod proto;

@@ -13,6 +13,23 @@
 //! | [`Level::Avx2`] | three interleaved `crc32q` chains joined by PCLMULQDQ | 32 bytes |
 //! | [`Level::Portable`] | tables | whatever `memcpy` does |
 //!
+//! What it costs, as throughput over that of a plain `memcpy` without a checksum in
+//! the same run (`cargo run --release --no-default-features --example copy_crc`; a
+//! two-core Zen 4 virtual machine with other work on it, medians of seven rounds,
+//! AVX-512 level, huge pages):
+//!
+//! | into a ring of | 4 KiB cached | 4 KiB streaming | 128 KiB cached | 128 KiB streaming |
+//! |---|---|---|---|---|
+//! | 1 MiB | 0.89 | 0.56 | 1.03 | 0.69 |
+//! | 16 MiB | 1.23 | 1.79 | 1.08 | 1.00 |
+//! | 64 MiB | 1.26 | 1.55 | 0.95 | 1.46 |
+//! | 256 MiB | 1.30 | 1.64 | 1.00 | 1.32 |
+//!
+//! So cached stores serve a ring that stays in the second-level cache, streaming ones
+//! every larger one. The reader of the copy then fetches it from memory: with a
+//! write to a memory-backed volume from the ring right behind, both kinds are within
+//! 0.1 of each other from 16 MiB on for 4 KiB blocks.
+//!
 //! # Ordering
 //!
 //! Streaming stores are weakly ordered: another core may see a later plain

@@ -41,8 +41,9 @@ pub(super) const fn fold_by(bits: usize) -> [i64; 2] {
     [(x_pow(bits + 32) as i64) << 1, (x_pow(bits - 32) as i64) << 1]
 }
 
-/// Longest lane, in 64-byte lines, of the interleaved `crc32q` kernel.
-pub(super) const LANE_LINES_MAX: usize = 64;
+/// Longest lane, in 64-byte lines, of the interleaved `crc32q` kernel. Odd: three
+/// streams of stores at the same place of their pages hinder one another.
+pub(super) const LANE_LINES_MAX: usize = 61;
 
 /// `LINE_SHIFT[n]` is the factor that, through a carry-less product and one
 /// `crc32q`, appends `n` lines of zeros to a CRC state: x^(512·n − 33). The
