@@ -27,8 +27,8 @@
 //!
 //! So cached stores serve a ring that stays in the second-level cache, streaming ones
 //! every larger one. The reader of the copy then fetches it from memory: with a
-//! write to a memory-backed volume from the ring right behind, both kinds are within
-//! 0.1 of each other from 16 MiB on for 4 KiB blocks.
+//! write to a memory-backed volume from the ring right behind, both kinds are about
+//! 0.1 apart, either way, from 16 MiB on for 4 KiB blocks.
 //!
 //! # Ordering
 //!
