@@ -5,6 +5,7 @@
 //! EAL starts once per process, so every end runs in a child: this very program, with its part in
 //! the environment.
 #![cfg(feature = "datapath")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic and talk")]
 
 #[path = "dpdk_support/mod.rs"]
 mod support;
