@@ -127,9 +127,11 @@ pub struct Board {
     pub write_latency_ns: Histogram<u64>,
 }
 
-/// A histogram that takes any value, with three digits.
-pub(super) fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are allowed")
+/// A histogram of times, in whatever unit, that tells values apart up to a day of nanoseconds, with
+/// three digits. Longer ones count as a day.
+fn histogram() -> Histogram<u64> {
+    const DAY_NS: u64 = 86_400_000_000_000;
+    Histogram::new_with_bounds(1, DAY_NS, 3).expect("the bounds fit each other")
 }
 
 impl Board {
@@ -193,13 +195,15 @@ impl Board {
             }
             Report::Held { set, held_ns, .. } => {
                 group.hold_ns.saturating_record(*held_ns);
-                if let Some(ended) = group.history.entry(set.prev()) {
+                if *set > SetId(1)
+                    && let Some(ended) = group.history.entry(set.prev())
+                {
                     ended.hold_ns = Some(ended.hold_ns.unwrap_or(0).max(*held_ns));
                 }
             }
-            Report::SetFormed { set, cut_time_ns, updates, bytes, .. } => {
-                group.history.formed(*set, *cut_time_ns, *updates, *bytes);
-                group.formed += 1;
+            Report::SetFormed { set, cut_time_ns, updates, bytes, facts, .. } => {
+                group.history.formed(*set, *cut_time_ns, *updates, *bytes, facts);
+                group.formed += u64::from(role == Role::Primary);
             }
             Report::SetState { set, state, .. } => match state {
                 SetState::Received => group.confirmed(*set, at, unix_ns, role),
@@ -245,11 +249,16 @@ impl Board {
         }
         for view in snapshot.secondary_coordinator.iter().flatten() {
             if let Some(group) = self.group_mut(view.id) {
-                if view.committed_cut_time_ns > 0
-                    && let Some(set) = group.history.entry(view.committed)
-                {
-                    set.cut_ns = Some(view.committed_cut_time_ns);
-                    set.cut_is_exact = true;
+                for (set, cut_ns) in [
+                    (view.committed, view.committed_cut_time_ns),
+                    (view.applied, view.applied_cut_time_ns),
+                ] {
+                    if cut_ns > 0
+                        && let Some(set) = group.history.entry(set)
+                    {
+                        set.cut_ns = Some(cut_ns);
+                        set.cut_is_exact = true;
+                    }
                 }
                 group.confirmed(view.committed, at, unix_ns, role);
                 group.applied(view.applied, unix_ns, role);

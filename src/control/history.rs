@@ -92,8 +92,16 @@ impl History {
     }
 
     /// The coordinator's word on a set: when it was cut and what it holds.
-    pub fn formed(&mut self, id: SetId, cut_ns: u64, updates: u64, bytes: u64) {
+    pub fn formed(
+        &mut self,
+        id: SetId,
+        cut_ns: u64,
+        updates: u64,
+        bytes: u64,
+        facts: &[VolumeFacts],
+    ) {
         if let Some(set) = self.entry(id) {
+            set.facts = facts.to_vec();
             set.cut_ns = Some(cut_ns);
             set.cut_is_exact = true;
             set.updates = updates;
@@ -188,7 +196,7 @@ mod tests {
         history.opened(SetId(1), 100);
         history.opened(SetId(2), 200);
         assert_eq!(history.get(SetId(1)).unwrap().cut_ns, Some(200));
-        history.formed(SetId(1), 199, 5, 500);
+        history.formed(SetId(1), 199, 5, 500, &[]);
         let set = history.get(SetId(1)).unwrap();
         assert_eq!((set.cut_ns, set.updates, set.state), (Some(199), 5, SetState::InTransfer));
         assert_eq!(history.reached(SetId(1), SetState::Received, 300), [SetId(1)]);
@@ -205,7 +213,7 @@ mod tests {
         let mut history = History::default();
         history.reached(SetId(3), SetState::Applied, 10);
         history.state(SetId(3), SetState::Closing);
-        history.formed(SetId(3), 5, 1, 1);
+        history.formed(SetId(3), 5, 1, 1, &[]);
         assert_eq!(history.get(SetId(3)).unwrap().state, SetState::Applied);
     }
 

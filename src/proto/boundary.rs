@@ -87,6 +87,8 @@ struct Group {
     first_set: SetId,
     sets: VecDeque<Set>,
     confirmed: SetId,
+    /// The last set that the secondary claims to have, heard while gathering.
+    claimed: SetId,
     applied: SetId,
     broken: Option<BrokenReason>,
     boundaries: u64,
@@ -156,6 +158,7 @@ impl Boundary {
                 first_set: group.first_set,
                 sets: VecDeque::new(),
                 confirmed: group.first_set.prev(),
+                claimed: SetId(0),
                 applied: SetId(0),
                 broken: None,
                 boundaries: 0,
@@ -368,6 +371,10 @@ impl Boundary {
                 }
             }
         }
+        let claimed = group.claimed;
+        if claimed >= first {
+            return self.broke(index, BrokenReason::MoverRestarted);
+        }
         self.prepare(now, index, first);
         self.form(index);
     }
@@ -470,6 +477,16 @@ impl Boundary {
     /// The secondary has every set up to `set`: copies may go (invariant 8).
     fn confirmed(&mut self, index: usize, set: SetId) {
         let group = &mut self.groups[index];
+        match group.phase {
+            // Which sets there were is not known yet.
+            Phase::Gathering => group.claimed = group.claimed.max(set),
+            // The secondary has sets that this site would form anew, and would take them for those
+            // it has: the numbers of an earlier life were lost.
+            Phase::Open | Phase::Preparing if set >= group.open => {
+                return self.broke(index, BrokenReason::MoverRestarted);
+            }
+            Phase::Open | Phase::Preparing => {}
+        }
         // What was never formed cannot have been confirmed: an answer to an earlier life.
         let formed =
             group.sets.iter().filter(|s| s.state >= SetState::InTransfer).map(|s| s.id).max();

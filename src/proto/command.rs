@@ -199,7 +199,7 @@ pub enum Report {
         /// The new state.
         state: SetState,
     },
-    /// A set has its manifest.
+    /// A set has its manifest: formed at the primary's coordinator, known at the secondary's.
     SetFormed {
         /// The group.
         group: GroupId,

@@ -287,6 +287,8 @@ fn sets_that_advance_are_healthy_and_show_both_points() {
     assert!(group.recovery_point_ms.unwrap() < 150.0, "{:?}", group.recovery_point_ms);
     assert_eq!(group.totals.bytes_replicated, 1200);
     assert_eq!(group.boundary_hold_ns.count, 5);
+    assert!((19_900..20_100).contains(&group.boundary_hold_ns.p50));
+    assert_eq!((group.totals.sets_formed, group.totals.sets_applied), (4, 4));
 }
 
 #[test]

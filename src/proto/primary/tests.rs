@@ -497,10 +497,32 @@ fn a_set_has_its_manifest_when_all_shards_closed_it_and_is_dropped_when_confirme
 }
 
 #[test]
-fn a_confirmation_of_a_set_that_was_never_formed_frees_nothing() {
+fn a_confirmation_of_a_set_that_is_not_formed_frees_nothing() {
     let mut engine = running();
-    engine.handle_message(Nanos(9), S1, E, Message::Confirmed { group: G, set: SetId(9) });
+    engine.handle_message(Nanos(9), S1, E, Message::Confirmed { group: G, set: SetId(1) });
     assert!(orders(&mut engine).is_empty());
+}
+
+#[test]
+fn a_secondary_that_has_sets_which_would_be_formed_anew_stops_the_group() {
+    let broken = Message::Broken { group: G, reason: BrokenReason::MoverRestarted };
+    let claim = Message::Confirmed { group: G, set: SetId(9) };
+    let mut engine = running();
+    engine.handle_message(Nanos(9), S1, E, claim.clone());
+    assert_eq!(orders(&mut engine), [(P1, broken.clone()), (P2, broken.clone())]);
+    // The claim may come before the shards have greeted.
+    let mut engine = self::engine();
+    greet(&mut engine, P1, 0);
+    engine.handle_message(Nanos(9), S1, E, claim.clone());
+    greet(&mut engine, P2, 0);
+    assert_eq!(orders(&mut engine), [(P1, broken.clone()), (P2, broken)]);
+    // But a shard that went on while the coordinator was away has the later numbers.
+    let mut engine = self::engine();
+    engine.handle_message(Nanos(9), S1, E, claim);
+    greet(&mut engine, P1, 10);
+    greet(&mut engine, P2, 0);
+    let prepare = |m: &(ShardId, Message)| matches!(m.1, Message::Prepare { set: SetId(10), .. });
+    assert_eq!(orders(&mut engine).iter().filter(|m| prepare(m)).count(), 2);
 }
 
 #[test]

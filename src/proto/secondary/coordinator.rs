@@ -321,6 +321,14 @@ impl SecondaryCoordinator {
             return;
         }
         let facts = core::mem::take(&mut pending.assembly).into_facts();
+        let report = Report::SetFormed {
+            group: id,
+            set,
+            cut_time_ns,
+            updates: facts.iter().map(VolumeFacts::count).sum(),
+            bytes: facts.iter().map(|fact| fact.bytes).sum(),
+            facts: facts.clone(),
+        };
         let mut shares = vec![Vec::new(); self.config.shards.len()];
         let mut stray = false;
         for fact in facts {
@@ -334,6 +342,7 @@ impl SecondaryCoordinator {
             self.broken(id, BrokenReason::DigestMismatch, true);
             return;
         }
+        self.commands.push_back(Command::Report(report));
         pending.cut_time_ns = cut_time_ns;
         pending.facts = Some(shares);
         let lacking: Vec<usize> = (0..group.rows.len())
