@@ -1,6 +1,7 @@
 //! The reader of `setline-check` sees every fault that it is meant to see: each one
 //! is planted into images that are accepted without it. With and without the log.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 mod check_support;
 
 use check_support::{Contents, History, options};

@@ -2,6 +2,7 @@
 //! commands is tried, and images are consistent if and only if one of them yields
 //! exactly these.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 mod check_support;
 
 use check_support::{Contents, History, options};

@@ -1,5 +1,6 @@
 //! What the writer of `setline-check` promises: its log, its blocks and its counts are true.
 
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 mod check_support;
 
 use check_support::{History, options};

@@ -1,6 +1,7 @@
 //! What hosts may send to a volume, each with its defined outcome, through the
 //! initiator wrapper in a process of its own. The test starts itself again as
 //! that process: EAL starts once per process.
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 #![cfg(feature = "datapath")]
 
 mod spdk_support;

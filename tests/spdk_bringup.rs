@@ -1,6 +1,7 @@
 //! SPDK and DPDK in one process, end to end: environment, block devices, the
 //! tap, the NVMe-oF target, and SPDK's own programs as hosts. Needs hugepages
 //! (`scripts/setup`). One test: EAL starts once per process.
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 #![cfg(feature = "datapath")]
 
 mod spdk_support;

@@ -466,6 +466,22 @@ impl Arena {
         unsafe { self.fill(buf, &[IoVec::from(bytes)]) }
     }
 
+    /// As [`fill`](Self::fill), from two slices, one after the other.
+    #[inline]
+    pub fn fill_from_two(&mut self, buf: BufRef, first: &[u8], second: &[u8]) -> u32 {
+        let pieces = [IoVec::from(first), IoVec::from(second)];
+        // SAFETY: slices are readable, and no slice of the arena can be borrowed now.
+        unsafe { self.fill(buf, &pieces) }
+    }
+
+    /// The payload of a record, to be written piecemeal, with the zeros that fill its last line.
+    #[inline]
+    pub fn payload_mut(&mut self, buf: BufRef) -> &mut [u8] {
+        let len = self.payload(buf).len();
+        // SAFETY: as in `payload`, with the arena borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.payload_ptr(buf), len) }
+    }
+
     /// What a log holds.
     pub fn usage(&self, log: LogId) -> LogUsage {
         let log = &self.logs[usize::from(log.0)];

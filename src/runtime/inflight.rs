@@ -59,6 +59,13 @@ impl<T> InFlight<T> {
         command
     }
 
+    /// Takes out every command that is under way.
+    pub fn drain(&mut self) -> Vec<T> {
+        let taken: Vec<T> = self.slots.iter_mut().filter_map(Option::take).collect();
+        self.free = (0..self.slots.len() as u32).rev().collect();
+        taken
+    }
+
     /// Commands under way.
     #[must_use]
     pub fn len(&self) -> usize {

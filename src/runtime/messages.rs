@@ -155,6 +155,10 @@ pub struct PollerSnapshot {
     pub secondary: Option<Vec<SecondaryGroupView>>,
     /// The secondary coordinator's view, where this poller runs it.
     pub secondary_coordinator: Option<Vec<SecondaryCoordinatorView>>,
+    /// The set journal; none at a primary mover.
+    pub journal: Option<JournalView>,
+    /// Packets that belonged to no link, and control messages that could not be read.
+    pub refused_packets: u64,
     /// The links.
     pub links: Vec<LinkView>,
     /// Host write latency since the last snapshot, nanoseconds.
@@ -227,6 +231,17 @@ pub struct SecondaryCoordinatorView {
     pub paused: bool,
     /// Whether the volumes stand exactly at `applied`: nothing of a later set is being written.
     pub at_boundary: bool,
+}
+
+/// The set journal of a poller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JournalView {
+    /// Bytes of the log.
+    pub capacity_bytes: u64,
+    /// Bytes of it in use.
+    pub used_bytes: u64,
+    /// A write or flush failed: nothing is stored any more.
+    pub failed: bool,
 }
 
 /// One link of a poller.

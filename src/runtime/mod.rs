@@ -5,3 +5,24 @@ pub mod idle;
 pub mod inflight;
 pub mod messages;
 pub mod plan;
+
+#[cfg(feature = "datapath")]
+mod contexts;
+#[cfg(feature = "datapath")]
+mod effects;
+#[cfg(feature = "datapath")]
+mod host;
+#[cfg(feature = "datapath")]
+mod journal_io;
+#[cfg(feature = "datapath")]
+mod net;
+#[cfg(feature = "datapath")]
+pub mod parts;
+#[cfg(feature = "datapath")]
+pub mod poller;
+#[cfg(feature = "datapath")]
+pub mod siblings;
+#[cfg(feature = "datapath")]
+mod snapshot;
+#[cfg(feature = "datapath")]
+mod stats;

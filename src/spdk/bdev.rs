@@ -215,6 +215,83 @@ impl Channel {
         })
     }
 
+    /// Writes with a completion of the caller's, for [`super::load`]. 0, or a negative errno.
+    pub(super) fn write_raw(
+        &self,
+        buf: IoBuf,
+        offset: u64,
+        blocks: u64,
+        done: unsafe extern "C" fn(*mut sys::spdk_bdev_io, bool, *mut c_void),
+        ctx: *mut c_void,
+    ) -> i32 {
+        let (desc, ch) = (self.desc(), self.raw.as_ptr());
+        let memory = buf.as_ptr().as_ptr().cast();
+        // SAFETY: see `read`; `done` frees the request.
+        unsafe {
+            sys::spdk_bdev_write_blocks(desc, ch, memory, offset, blocks, Some(done), ctx)
+        }
+    }
+
+    /// Reads into a list of pieces. For [`super::payload`], whose types vouch for the pieces.
+    pub(super) fn readv_raw(
+        &self,
+        iovs: *mut sys::iovec,
+        count: i32,
+        offset: u64,
+        blocks: u64,
+        ctx: u64,
+    ) -> Result<(), Submit> {
+        let (desc, ch) = (self.desc(), self.raw.as_ptr());
+        let ctx = ctx as *mut c_void;
+        // SAFETY: see `read`; the pieces stay until the completion (the callers' types).
+        submitted(unsafe {
+            sys::spdk_bdev_readv_blocks(desc, ch, iovs, count, offset, blocks, Some(on_done), ctx)
+        })
+    }
+
+    /// Compares with a list of pieces. For [`super::payload`], whose types vouch for the pieces.
+    pub(super) fn comparev_raw(
+        &self,
+        iovs: *mut sys::iovec,
+        count: i32,
+        offset: u64,
+        blocks: u64,
+        ctx: u64,
+    ) -> Result<(), Submit> {
+        let (desc, ch) = (self.desc(), self.raw.as_ptr());
+        let ctx = ctx as *mut c_void;
+        // SAFETY: see `read`; the pieces stay until the completion (the callers' types).
+        submitted(unsafe {
+            sys::spdk_bdev_comparev_blocks(
+                desc,
+                ch,
+                iovs,
+                count,
+                offset,
+                blocks,
+                Some(on_done),
+                ctx,
+            )
+        })
+    }
+
+    /// Writes a list of pieces. For [`super::payload`], whose types vouch for the pieces.
+    pub(super) fn writev_raw(
+        &self,
+        iovs: *mut sys::iovec,
+        count: i32,
+        offset: u64,
+        blocks: u64,
+        ctx: u64,
+    ) -> Result<(), Submit> {
+        let (desc, ch) = (self.desc(), self.raw.as_ptr());
+        let ctx = ctx as *mut c_void;
+        // SAFETY: see `read`; the pieces stay until the completion (the callers' types).
+        submitted(unsafe {
+            sys::spdk_bdev_writev_blocks(desc, ch, iovs, count, offset, blocks, Some(on_done), ctx)
+        })
+    }
+
     /// Writes zeroes; SPDK sends them when the device cannot make them.
     pub fn write_zeroes(&self, offset: u64, blocks: u64, ctx: u64) -> Result<(), Submit> {
         let ctx = ctx as *mut c_void;

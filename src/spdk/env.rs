@@ -208,6 +208,11 @@ impl DmaBuf {
         Ok(Self { ptr, len })
     }
 
+    /// The memory, for an I/O. Whoever starts one keeps the buffer until it completed.
+    pub fn io_buf(&self) -> IoBuf {
+        IoBuf { ptr: self.ptr, len: self.len }
+    }
+
     /// Gives the memory to the process for good: it may then be the source and
     /// target of I/O without anybody having to keep it alive.
     pub fn leak(self) -> IoBuf {
@@ -230,6 +235,18 @@ impl std::ops::Deref for DmaBuf {
     fn deref(&self) -> &[u8] {
         // SAFETY: `len` initialised bytes that live as long as `self`.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for DmaBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for DmaBuf {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
     }
 }
 

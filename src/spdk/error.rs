@@ -133,6 +133,20 @@ impl NvmeStatus {
     }
 }
 
+impl From<crate::proto::types::NvmeStatus> for NvmeStatus {
+    #[inline]
+    fn from(status: crate::proto::types::NvmeStatus) -> Self {
+        Self { sct: status.sct, sc: status.sc }
+    }
+}
+
+impl From<NvmeStatus> for crate::proto::types::NvmeStatus {
+    #[inline]
+    fn from(status: NvmeStatus) -> Self {
+        Self { sct: status.sct, sc: status.sc }
+    }
+}
+
 impl std::fmt::Display for NvmeStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "NVMe status {:x}/{:02x}", self.sct, self.sc)

@@ -164,6 +164,13 @@ impl UpdateHeader {
         header
     }
 
+    /// The payload bytes that a header says it has. Not verified: for records of one's own.
+    #[must_use]
+    #[inline]
+    pub fn payload_len(bytes: &[u8; UPDATE_HEADER_BYTES]) -> u32 {
+        Self::ref_from_bytes(bytes).map_or(0, |header| header.payload_len.get())
+    }
+
     /// Reads and verifies a header.
     ///
     /// # Errors

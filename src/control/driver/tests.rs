@@ -266,6 +266,8 @@ fn snapshot(shard: ShardId, role: Role, links: Vec<LinkView>) -> PollerSnapshot 
         coordinator: (shard == ShardId::new(1, 0)).then(|| vec![coordinator]),
         secondary: None,
         secondary_coordinator: (!is_primary).then(|| vec![secondary]),
+        journal: None,
+        refused_packets: 0,
         links,
         write_latency_ns: histogram(),
         hold_ns: histogram(),

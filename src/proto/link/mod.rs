@@ -161,6 +161,12 @@ impl Link {
         self.silent
     }
 
+    /// The smoothed round trip of records, in nanoseconds; 0 before one was measured.
+    #[must_use]
+    pub fn rtt_ns(&self) -> u64 {
+        self.data_out.rtt_ns()
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> LinkCounters {

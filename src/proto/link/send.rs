@@ -161,6 +161,10 @@ impl Sender {
     /// Items that may still be queued. An item that is delivered out of order counts twice while
     /// its token waits: so neither ring can overflow.
     #[inline]
+    pub(super) fn rtt_ns(&self) -> u64 {
+        self.rtt.smoothed()
+    }
+
     pub(super) fn room(&self) -> u32 {
         let used = (self.end_item - self.first_item) + (self.done_end - self.done_first);
         (self.items.len() as u64).saturating_sub(used) as u32

@@ -540,6 +540,20 @@ impl SecondaryShard {
         })
     }
 
+    /// Own updates received and not applied, per group: how many, and their payload bytes. Walks
+    /// all of them: for status, not for the data path.
+    #[must_use]
+    pub fn backlog(&self) -> Vec<(GroupId, u64, u64)> {
+        let mut backlog: Vec<_> = self.groups.iter().map(|group| (group.id, 0, 0)).collect();
+        let own = |entry: &&Entry| entry.role == RecordRole::Transfer && !entry.released;
+        for entry in self.slab.iter().filter(own) {
+            let (_, updates, bytes) = &mut backlog[usize::from(entry.group)];
+            *updates += 1;
+            *bytes += u64::from(entry.payload_bytes);
+        }
+        backlog
+    }
+
     /// Updates that are retained, copies for partners included.
     #[must_use]
     pub fn retained_updates(&self) -> usize {

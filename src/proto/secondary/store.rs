@@ -122,6 +122,10 @@ impl Slab {
     pub(super) fn len(&self) -> usize {
         self.cells.len() - self.unused.len()
     }
+    /// All entries, in no order. For status.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.cells.iter().filter_map(|cell| cell.entry.as_ref())
+    }
     pub(super) fn insert(&mut self, entry: Entry) -> u32 {
         let slot = self.unused.pop().unwrap_or_else(|| {
             self.cells.push(Cell {

@@ -1,0 +1,196 @@
+//! Carrying out what the state machines want done.
+
+use super::contexts::IoContext;
+use super::messages::FromPoller;
+use super::poller::Poller;
+use super::siblings::SiblingMessage;
+use crate::proto::command::{Command, PayloadAt, Report, Token};
+use crate::proto::types::{BufRef, Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
+use crate::spdk::env::IoBuf;
+use crate::spdk::error::Submit;
+use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader};
+
+/// A block device write that waits for a request object, or for its payload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BlockWrite {
+    pub(super) volume: VolumeId,
+    pub(super) kind: UpdateKind,
+    pub(super) extent: Extent,
+    pub(super) fua: bool,
+    pub(super) payload: PayloadAt,
+    pub(super) token: Token,
+    /// Memory that only this write uses: freed when it is done.
+    pub(super) temporary: Option<BufRef>,
+}
+
+/// A flush of a volume that waits for a request object.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Deferred {
+    Write(BlockWrite),
+    Flush { volume: VolumeId, token: Token },
+}
+
+/// Bytes of a record on the wire, by its own header.
+#[inline]
+fn record_len(header: &[u8; UPDATE_HEADER_BYTES]) -> u32 {
+    UPDATE_HEADER_BYTES as u32 + UpdateHeader::payload_len(header)
+}
+
+impl Poller {
+    /// Carries out everything that the machines want now. Returns how much that was.
+    #[inline]
+    pub(super) fn run_commands(&mut self) -> u64 {
+        let mut count = 0;
+        while let Some(command) = self.node.poll_command(self.now) {
+            count += 1;
+            match command {
+                Command::SendRecord { to, role, buf, token } => {
+                    let len = record_len(self.arena.header(buf));
+                    self.net.send_record(to, role, buf, len, token);
+                }
+                Command::Write { volume, kind, extent, fua, payload, token } => {
+                    let temporary = None;
+                    self.write(BlockWrite { volume, kind, extent, fua, payload, token, temporary });
+                }
+                Command::CompleteHost { tag, status } => self.complete_tag(tag, status),
+                Command::Free { buf } => self.free(buf),
+                Command::Send { to, message } => self.send(to, message),
+                Command::Flush { volume, token } => self.flush_volume(volume, token),
+                Command::Journal { entry, token } => self.journal_append(entry, token),
+                Command::JournalFlush { token } => self.journal_flush(token),
+                Command::JournalRetire { before } => self.journal_retire(before),
+                Command::Report(report) => self.report(report),
+            }
+        }
+        count
+    }
+
+    fn send(&mut self, to: ShardId, message: crate::proto::message::Message) {
+        if to.mover == self.me.mover {
+            let (from, epoch) = (self.me, self.epoch);
+            let message = SiblingMessage::Control { from, epoch, message };
+            self.siblings.send(to.poller, message);
+        } else {
+            self.net.send_message(to, &message);
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        if let Report::Held { held_ns, .. } = report {
+            self.stats.hold(held_ns);
+        }
+        let (shard, at) = (self.me, self.now);
+        self.tell(FromPoller::Report { shard, at, report });
+    }
+
+    /// The index of a volume among the poller's.
+    #[inline]
+    pub(super) fn volume_index(&self, volume: VolumeId) -> Option<usize> {
+        match self.volume_table.get(volume.0 as usize) {
+            Some(index) if *index != u32::MAX => Some(*index as usize),
+            _ => None,
+        }
+    }
+
+    /// Writes to a volume, or defers it when the device has no request object free.
+    #[inline]
+    pub(super) fn write(&mut self, write: BlockWrite) {
+        if let PayloadAt::Journal(position) = write.payload {
+            self.journal_read(position, write);
+            return;
+        }
+        let Some(index) = self.volume_index(write.volume) else {
+            self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
+            return;
+        };
+        let volume = &self.volumes[index];
+        let Some(channel) = &volume.channel else {
+            self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
+            return;
+        };
+        let meaning = if let Some(buf) = write.temporary {
+            IoContext::Temporary { token: write.token, buf }
+        } else if write.fua && volume.write_cache {
+            IoContext::FlushAfter { token: write.token, volume: write.volume }
+        } else {
+            IoContext::Protocol(write.token)
+        };
+        let context = self.contexts.insert(meaning);
+        let (lba, blocks) = (write.extent.lba, u64::from(write.extent.blocks));
+        let result = match (write.kind, write.payload) {
+            (UpdateKind::Write, PayloadAt::Buf(buf)) => {
+                let bytes = write.extent.blocks as usize * volume.block_bytes as usize;
+                channel.write(IoBuf::of_payload(&self.arena, buf, bytes), lba, context)
+            }
+            (UpdateKind::Deallocate, _) if volume.unmap => channel.unmap(lba, blocks, context),
+            _ => channel.write_zeroes(lba, blocks, context),
+        };
+        match result {
+            Ok(()) => {}
+            Err(Submit::Busy) => {
+                self.contexts.remove(context);
+                self.deferred.push_back(Deferred::Write(write));
+            }
+            Err(Submit::Refused(_)) => {
+                self.contexts.remove(context);
+                self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
+            }
+        }
+    }
+
+    pub(super) fn flush_volume(&mut self, id: VolumeId, token: Token) {
+        let volume = self.volume_index(id).map(|index| &self.volumes[index]);
+        let Some(channel) =
+            volume.filter(|v| v.geometry_flush).and_then(|volume| volume.channel.as_ref())
+        else {
+            // Nothing is cached, so nothing is to be flushed.
+            self.node.handle_written(self.now, token, NvmeStatus::SUCCESS);
+            return;
+        };
+        let context = self.contexts.insert(IoContext::Protocol(token));
+        if let Err(why) = channel.flush(context) {
+            self.contexts.remove(context);
+            match why {
+                Submit::Busy => self.deferred.push_back(Deferred::Flush { volume: id, token }),
+                Submit::Refused(_) => {
+                    self.node.handle_written(self.now, token, NvmeStatus::INTERNAL);
+                }
+            }
+        }
+    }
+
+    /// Tries again what found no request object.
+    pub(super) fn retry_deferred(&mut self) -> u64 {
+        let count = self.deferred.len();
+        for _ in 0..count {
+            match self.deferred.pop_front() {
+                Some(Deferred::Write(write)) => self.write(write),
+                Some(Deferred::Flush { volume, token }) => self.flush_volume(volume, token),
+                None => break,
+            }
+        }
+        count as u64
+    }
+
+    /// A block device request has completed.
+    #[inline]
+    pub(super) fn block_done(&mut self, context: u64, status: NvmeStatus) {
+        match self.contexts.remove(context) {
+            Some(IoContext::Protocol(token)) => self.node.handle_written(self.now, token, status),
+            Some(IoContext::Host(tag)) => self.complete_tag(tag, status),
+            Some(IoContext::FlushAfter { token, volume }) => {
+                if status.is_ok() {
+                    self.flush_volume(volume, token);
+                } else {
+                    self.node.handle_written(self.now, token, status);
+                }
+            }
+            Some(IoContext::Temporary { token, buf }) => {
+                self.arena.free(buf);
+                self.node.handle_written(self.now, token, status);
+            }
+            Some(IoContext::Journal(id)) => self.journal_done(id, status),
+            None => debug_assert!(false, "a request completes once"),
+        }
+    }
+}
