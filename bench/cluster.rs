@@ -1,6 +1,7 @@
 //! The movers of a case, in this process: pollers on two cores, with ports between them.
 
 use super::case::Case;
+use crossbeam::channel::{Receiver, Sender, bounded};
 use setline::dpdk::{Kind, MemifRole, Network, NextHop, Port, PortSpec};
 use setline::mem::arena::{LogLimits, SEGMENT_BYTES};
 use setline::proto::boundary::{BoundaryConfig, BoundaryGroup};
@@ -19,7 +20,6 @@ use setline::runtime::poller::{Poller, RunningPoller};
 use setline::runtime::siblings::SiblingEnds;
 use setline::spdk::env::{DmaBuf, IoBuf};
 use setline::wire::packet::Incarnation;
-use crossbeam::channel::{Receiver, Sender, bounded};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -40,9 +40,9 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn new() -> Result<Self, String> {
         let arena = || {
-            DmaBuf::new(ARENA_BYTES, SEGMENT_BYTES).map(DmaBuf::leak).map_err(|e| {
-                format!("{e}: {} MiB of hugepages for an arena", ARENA_BYTES >> 20)
-            })
+            DmaBuf::new(ARENA_BYTES, SEGMENT_BYTES)
+                .map(DmaBuf::leak)
+                .map_err(|e| format!("{e}: {} MiB of hugepages for an arena", ARENA_BYTES >> 20))
         };
         Ok(Self { arenas: [arena()?, arena()?], lives: 0 })
     }
@@ -134,7 +134,10 @@ impl Cluster {
     }
 
     /// How the poller that has the volume stands. `pump` polls the app thread.
-    pub(crate) fn snapshot(&mut self, pump: &mut dyn FnMut()) -> Result<Box<PollerSnapshot>, String> {
+    pub(crate) fn snapshot(
+        &mut self,
+        pump: &mut dyn FnMut(),
+    ) -> Result<Box<PollerSnapshot>, String> {
         let (reply, answer) = bounded(1);
         let Self { members, ports, clock } = self;
         let member = &members[0];
@@ -164,9 +167,11 @@ impl Cluster {
         let start = Instant::now();
         loop {
             let snapshot = self.snapshot(pump)?;
-            let open = snapshot.coordinator.iter().flatten().any(|g| {
-                g.open > SetId(0) && g.preparing_since.is_none()
-            });
+            let open = snapshot
+                .coordinator
+                .iter()
+                .flatten()
+                .any(|g| g.open > SetId(0) && g.preparing_since.is_none());
             if open {
                 return Ok(());
             }
@@ -284,11 +289,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         epoch: EPOCH,
         map_version: MapVersion(1),
         unix_offset_ns: 0,
-        groups: vec![BoundaryGroup {
-            id: GROUP,
-            period_ns: case.period_ns(),
-            first_set: SetId(1),
-        }],
+        groups: vec![BoundaryGroup { id: GROUP, period_ns: case.period_ns(), first_set: SetId(1) }],
     });
     MachineConfigs::Primary { shard: config, boundary }
 }

@@ -83,7 +83,8 @@ fn execute(run: &Run) -> Result<(), String> {
         .collect();
     let loads: &[Load] = if run.quick { &Load::ALL[..2] } else { &Load::ALL };
     let rounds = run.rounds.unwrap_or(if run.quick { 3 } else { 7 });
-    let length = Duration::from_millis(run.milliseconds.unwrap_or(if run.quick { 300 } else { 1000 }));
+    let length =
+        Duration::from_millis(run.milliseconds.unwrap_or(if run.quick { 300 } else { 1000 }));
     let progress = if std::io::stderr().is_terminal() {
         indicatif::ProgressBar::new(u64::from(rounds) * cases.len() as u64)
     } else {

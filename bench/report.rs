@@ -91,8 +91,18 @@ pub(crate) fn print_table(rows: &[Row]) {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header([
-        "case", "depth", "bytes", "kIOPS", "min..max", "ratio", "min..max", "p50 µs", "p99 µs",
-        "p99.9 µs", "cycles", "hold p99 µs",
+        "case",
+        "depth",
+        "bytes",
+        "kIOPS",
+        "min..max",
+        "ratio",
+        "min..max",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "cycles",
+        "hold p99 µs",
     ]);
     for row in rows {
         let us = |ns: f64| format!("{:.1}", ns / 1000.0);

@@ -29,10 +29,7 @@ pub(super) enum Origin {
     /// At this poller.
     Here(HostIo),
     /// At a sibling, under its tag.
-    Sibling {
-        poller: u8,
-        tag: HostTag,
-    },
+    Sibling { poller: u8, tag: HostTag },
 }
 
 /// A host command at the poller that serves its volume.
@@ -66,7 +63,15 @@ impl Poller {
         match self.taps.get(tap as usize).copied() {
             Some(TapOwner::Here(volume)) => {
                 let origin = Origin::Here(io);
-                self.serve(HostCommand { origin, volume, kind, extent, fua, iovs, started: cycles });
+                self.serve(HostCommand {
+                    origin,
+                    volume,
+                    kind,
+                    extent,
+                    fua,
+                    iovs,
+                    started: cycles,
+                });
             }
             Some(TapOwner::Sibling { poller, volume }) => {
                 let tag = self.handed_over.insert(io);

@@ -87,7 +87,8 @@ impl JournalIo {
         thread: &Thread,
         machines: &mut Secondary,
     ) -> Result<Self, PollerError> {
-        let fail = |reason: String| PollerError::Journal { shard, bdev: parts.bdev.clone(), reason };
+        let fail =
+            |reason: String| PollerError::Journal { shard, bdev: parts.bdev.clone(), reason };
         let bdev = Bdev::open(&parts.bdev, true).map_err(|e| fail(e.to_string()))?;
         let block = u64::from(bdev.geometry().block_bytes);
         let channel = bdev.channel().map_err(|e| fail(e.to_string()))?;
@@ -99,7 +100,8 @@ impl JournalIo {
         let base = parts.first_block * block;
         let device = Device { channel: &channel, base, block, queues, thread };
         let memory = || {
-            DmaBuf::new(Config::stage_bytes_min(config.shape), BLOCK_BYTES).map_err(|e| fail(e.to_string()))
+            DmaBuf::new(Config::stage_bytes_min(config.shape), BLOCK_BYTES)
+                .map_err(|e| fail(e.to_string()))
         };
         let mut recovery =
             Recovery::open(config, shard, memory()?).map_err(|e| fail(e.to_string()))?;

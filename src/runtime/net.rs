@@ -418,13 +418,7 @@ impl Poller {
 
 impl Net {
     #[inline]
-    fn transmit_peer(
-        &mut self,
-        index: usize,
-        arena: &Arena,
-        now: Nanos,
-        fenced: &mut bool,
-    ) -> u64 {
+    fn transmit_peer(&mut self, index: usize, arena: &Arena, now: Nanos, fenced: &mut bool) -> u64 {
         let peer = &mut self.peers[index];
         while let Some(message) = peer.outbox.front() {
             if peer.link.send_message(message).is_err() {
@@ -481,9 +475,7 @@ fn pieces(arena: &Arena, buf: BufRef, offset: u32, len: u16) -> (&[u8], &[u8]) {
     let header = arena.header(buf);
     let head = &header[from.min(UPDATE_HEADER_BYTES)..to.min(UPDATE_HEADER_BYTES)];
     let payload = match to.checked_sub(UPDATE_HEADER_BYTES) {
-        Some(to) if to > 0 => {
-            &arena.payload(buf)[from.saturating_sub(UPDATE_HEADER_BYTES)..to]
-        }
+        Some(to) if to > 0 => &arena.payload(buf)[from.saturating_sub(UPDATE_HEADER_BYTES)..to],
         _ => &[],
     };
     (head, payload)

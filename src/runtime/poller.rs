@@ -201,9 +201,8 @@ impl Poller {
         }
         let shard = parts.shard;
         let spdk = |what: &str, source| PollerError::Spdk { shard, what: what.into(), source };
-        let resources = EalThread::register()
-            .map_err(|e| spdk("registering the thread", e))
-            .and_then(|eal| {
+        let resources =
+            EalThread::register().map_err(|e| spdk("registering the thread", e)).and_then(|eal| {
                 let queues = LocalQueues::install(parts.ios_max)
                     .map_err(|e| spdk("making the I/O queues", e))?;
                 let thread = Thread::create(&format!("setline-{shard}"))
@@ -237,11 +236,7 @@ impl Poller {
         drop(eal);
     }
 
-    fn new(
-        parts: PollerParts,
-        queues: &LocalQueues,
-        thread: &Thread,
-    ) -> Result<Self, PollerError> {
+    fn new(parts: PollerParts, queues: &LocalQueues, thread: &Thread) -> Result<Self, PollerError> {
         let shard = parts.shard;
         let now = parts.clock.now();
         let arena_error = |source| PollerError::Arena { shard, source };
@@ -547,4 +542,3 @@ fn end(thread: Thread) {
         tracing::error!(%error, "an SPDK thread did not end");
     }
 }
-

@@ -88,12 +88,8 @@ impl SiblingEnds {
             for high in low + 1..pollers {
                 let (up, up_end) = ring(RING_SLOTS);
                 let (down, down_end) = ring(RING_SLOTS);
-                let end = |poller, out, inward| End {
-                    poller,
-                    out,
-                    overflow: VecDeque::new(),
-                    inward,
-                };
+                let end =
+                    |poller, out, inward| End { poller, out, overflow: VecDeque::new(), inward };
                 all[usize::from(low)].ends.push(end(high, up, down_end));
                 all[usize::from(high)].ends.push(end(low, down, up_end));
             }

@@ -1,7 +1,8 @@
 //! What a poller tells the control thread of itself.
 
 use super::messages::{
-    JournalView, LedgerAnswer, PollerSnapshot, PrimarySnapshot, SecondaryCoordinatorView, SecondaryGroupView,
+    JournalView, LedgerAnswer, PollerSnapshot, PrimarySnapshot, SecondaryCoordinatorView,
+    SecondaryGroupView,
 };
 use super::poller::Poller;
 use crate::proto::node::Machines;
@@ -71,11 +72,7 @@ impl Poller {
                     .copied()
                     .collect(),
             },
-            None => LedgerAnswer {
-                shard,
-                own: Vec::new(),
-                held: Vec::new(),
-            },
+            None => LedgerAnswer { shard, own: Vec::new(), held: Vec::new() },
         }
     }
 }

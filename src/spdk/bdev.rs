@@ -227,9 +227,7 @@ impl Channel {
         let (desc, ch) = (self.desc(), self.raw.as_ptr());
         let memory = buf.as_ptr().as_ptr().cast();
         // SAFETY: see `read`; `done` frees the request.
-        unsafe {
-            sys::spdk_bdev_write_blocks(desc, ch, memory, offset, blocks, Some(done), ctx)
-        }
+        unsafe { sys::spdk_bdev_write_blocks(desc, ch, memory, offset, blocks, Some(done), ctx) }
     }
 
     /// Reads into a list of pieces. For [`super::payload`], whose types vouch for the pieces.
