@@ -38,6 +38,12 @@ pub struct Identity {
     pub model: String,
     /// Largest transfer in bytes.
     pub max_transfer_bytes: u32,
+    /// Compare is supported.
+    pub compare: bool,
+    /// Dataset management, and so deallocate, is supported.
+    pub deallocate: bool,
+    /// Write zeroes is supported.
+    pub write_zeroes: bool,
     /// Compare-and-write is supported as a fused pair.
     pub compare_and_write: bool,
     /// There is a volatile write cache.
@@ -108,6 +114,11 @@ impl Controller {
             model: text(&info.model),
             // SAFETY: connected.
             max_transfer_bytes: unsafe { sys::spdk_nvme_ctrlr_get_max_xfer_size(self.raw()) },
+            // Optional NVM command support (NVM Express Base Specification, "Identify
+            // Controller", ONCS).
+            compare: info.oncs & 1 << 0 != 0,
+            deallocate: info.oncs & 1 << 2 != 0,
+            write_zeroes: info.oncs & 1 << 3 != 0,
             compare_and_write: info.fuses & 1 != 0,
             write_cache: info.vwc_present != 0,
         }

@@ -2,12 +2,16 @@
 
 use super::super::block::RunId;
 use super::super::images::{
-    self, FaultKind, FileSource, Floor, Images, Initial, ScanOptions, Source, Verdict,
+    self, FaultKind, FileSource, Floor, Images, Initial, ScanOptions, Source, TargetSource, Verdict,
 };
 use super::super::log::Log;
 use super::table;
+use super::target::NvmeArgs;
 use super::{Exit, Failure, Output};
 use std::path::PathBuf;
+
+/// Longest read through an initiator.
+const READ_BYTES: usize = 128 << 10;
 
 /// Arguments of `images`.
 #[derive(Debug, clap::Args)]
@@ -30,8 +34,10 @@ pub(super) struct Args {
     /// What blocks may hold where the run never wrote
     #[arg(long, value_enum, default_value_t = InitialArg::Zeros)]
     initial: InitialArg,
+    #[command(flatten)]
+    nvme: NvmeArgs,
     /// Images of all volumes of the run: files or block devices, in the run's order
-    #[arg(required = true)]
+    #[arg(required_unless_present = "trid", conflicts_with = "trid")]
     images: Vec<PathBuf>,
 }
 
@@ -74,6 +80,12 @@ pub(super) fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         let source = FileSource::open(path)
             .map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
         sources.push(Box::new(source));
+    }
+    if args.nvme.is_given() {
+        let mut target = args.nvme.connect()?;
+        target.make_slots(1, READ_BYTES).map_err(Failure::input)?;
+        let volumes = TargetSource::all(target).into_iter();
+        sources.extend(volumes.map(|source| Box::new(source) as Box<dyn Source>));
     }
     let images = Images::scan(sources, &options).map_err(Failure::input)?;
     if images.run.is_none() {

@@ -117,6 +117,14 @@ impl Output {
 /// The program: parses the arguments of the process, runs, returns the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::builder()
+                .with_default_directive(tracing::level_filters::LevelFilter::WARN.into())
+                .from_env_lossy(),
+        )
+        .init();
     let result = match cli.command {
         Command::Write(args) => write::run(&args, cli.output),
         Command::Verify(args) => verify::run(&args, cli.output),

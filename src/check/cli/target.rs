@@ -1,6 +1,6 @@
 //! Choosing the volumes to drive: NVMe namespaces through the initiator, or files.
 
-use super::super::target::{FileTarget, FileTargetOptions, Target};
+use super::super::target::{FileTarget, FileTargetOptions, Target, Trid};
 use super::Failure;
 use std::path::PathBuf;
 
@@ -8,32 +8,43 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Volumes")]
 pub(super) struct TargetArgs {
+    #[command(flatten)]
+    nvme: NvmeArgs,
+    /// File or block device to use as a volume, in the order given
+    #[arg(long, value_name = "PATH", conflicts_with = "trid")]
+    file: Vec<PathBuf>,
+    /// Block size of files
+    #[arg(long, value_name = "SIZE", value_parser = super::args::bytes, default_value = "512")]
+    file_block_size: u64,
+    /// Bypass the page cache of files
+    #[arg(long)]
+    direct: bool,
+    /// Threads for files' I/O: so many commands are in flight at once
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    file_threads: u32,
+}
+
+/// NVMe namespaces, through the initiator.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Volumes")]
+pub(super) struct NvmeArgs {
     /// NVMe controller to reach volumes through, as SPDK writes it, for example
     /// 'trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:4420 subnqn:nqn…' or
     /// 'trtype:VFIOUSER traddr:/run/dir subnqn:nqn…'; several are paths to the same volumes
-    #[arg(long, value_name = "TRID", conflicts_with = "file")]
-    pub(super) trid: Vec<String>,
-    /// Namespaces to use, in this order; all active ones by default
+    #[arg(long, value_name = "TRID")]
+    trid: Vec<Trid>,
+    /// Namespaces to use, in this order [default: all active ones]
     #[arg(long, value_name = "NSID", value_delimiter = ',', requires = "trid")]
-    pub(super) volumes: Vec<u32>,
+    volumes: Vec<u32>,
     /// How commands are spread over several paths
     #[arg(long, value_enum, default_value_t = Paths::Spread)]
-    pub(super) paths: Paths,
+    paths: Paths,
     /// Host NQN to connect with
     #[arg(long, value_name = "NQN", requires = "trid")]
-    pub(super) hostnqn: Option<String>,
-    /// File or block device to use as a volume, in the order given
-    #[arg(long, value_name = "PATH")]
-    pub(super) file: Vec<PathBuf>,
-    /// Block size of files
-    #[arg(long, value_name = "SIZE", value_parser = super::args::bytes, default_value = "512")]
-    pub(super) file_block_size: u64,
-    /// Bypass the page cache of files
-    #[arg(long)]
-    pub(super) direct: bool,
-    /// Threads for files' I/O: so many commands are in flight at once
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    pub(super) file_threads: u32,
+    hostnqn: Option<String>,
+    /// Core to pin the thread to [default: wherever the system puts it]
+    #[arg(long, requires = "trid")]
+    core: Option<usize>,
 }
 
 /// How commands are spread over several paths.
@@ -48,8 +59,8 @@ pub(super) enum Paths {
 impl TargetArgs {
     /// Opens or connects; slots are not made yet.
     pub(super) fn open(&self) -> Result<Box<dyn Target>, Failure> {
-        if !self.trid.is_empty() {
-            return self.connect();
+        if self.nvme.is_given() {
+            return self.nvme.connect();
         }
         if self.file.is_empty() {
             return Err(Failure::usage("no volumes: give --trid or --file"));
@@ -62,10 +73,37 @@ impl TargetArgs {
         };
         Ok(Box::new(FileTarget::open(&self.file, &options).map_err(Failure::input)?))
     }
+}
 
-    fn connect(&self) -> Result<Box<dyn Target>, Failure> {
+impl NvmeArgs {
+    /// Whether there is a controller to connect to.
+    pub(super) fn is_given(&self) -> bool {
+        !self.trid.is_empty()
+    }
+
+    /// Connects; slots are not made yet.
+    #[cfg(feature = "datapath")]
+    pub(super) fn connect(&self) -> Result<Box<dyn Target>, Failure> {
+        use super::super::target::{NvmeTarget, NvmeTargetError, NvmeTargetOptions};
+        let options = NvmeTargetOptions {
+            paths: self.trid.clone(),
+            nsids: self.volumes.clone(),
+            hostnqn: self.hostnqn.clone(),
+            spread: self.paths == Paths::Spread,
+            core: self.core,
+        };
+        match NvmeTarget::connect(options) {
+            Ok(target) => Ok(Box::new(target)),
+            Err(error @ NvmeTargetError::Connect { .. }) => Err(Failure::unreachable(error)),
+            Err(error) => Err(Failure::input(error)),
+        }
+    }
+
+    /// Refuses: this build has no initiator.
+    #[cfg(not(feature = "datapath"))]
+    pub(super) fn connect(&self) -> Result<Box<dyn Target>, Failure> {
         Err(Failure::usage(
-            "built without the data path (--no-default-features): only --file volumes here",
+            "built without the data path (--no-default-features): no --trid here, only files",
         ))
     }
 }

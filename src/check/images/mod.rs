@@ -14,7 +14,7 @@ mod verdict;
 pub use decide::check;
 pub use floor::{Floor, FloorError};
 pub use scan::{Images, Initial, ScanError, ScanOptions, VolumeImage};
-pub use source::{FileSource, MemorySource, Source};
+pub use source::{FileSource, MemorySource, Source, TargetSource};
 pub use verdict::{
     CommandRef, Cut, Fault, FaultKind, Faults, Lost, Moment, Verdict, VolumeVerdict,
 };

@@ -1,10 +1,13 @@
 //! What an image is read from.
 
+use super::super::target::{Completion, Op, Request, Status, Target};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::rc::Rc;
 
 /// One volume's image: bytes that can be read at any offset, and perhaps holes.
 pub trait Source {
@@ -92,6 +95,71 @@ impl<B: AsRef<[u8]>> Source for MemorySource<B> {
         let range = start..start + buffer.len();
         let bytes = self.0.as_ref().get(range).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// A volume of a [`Target`], read through it. Several share the target, whose slot 0
+/// they use in turn; it has at least one slot with room for a block.
+pub struct TargetSource {
+    target: Rc<RefCell<Box<dyn Target>>>,
+    volume: u16,
+    ended: Vec<Completion>,
+}
+
+impl TargetSource {
+    /// All volumes of a target, in its order.
+    pub fn all(target: Box<dyn Target>) -> Vec<Self> {
+        let volumes = target.geometry().volume_blocks.len() as u16;
+        let target = Rc::new(RefCell::new(target));
+        let source = |volume| Self { target: Rc::clone(&target), volume, ended: Vec::new() };
+        (0..volumes).map(source).collect()
+    }
+}
+
+impl Source for TargetSource {
+    fn name(&self) -> String {
+        format!("volume {}", self.volume)
+    }
+
+    fn bytes(&self) -> u64 {
+        let target = self.target.borrow();
+        let geometry = target.geometry();
+        geometry.volume_blocks[usize::from(self.volume)] * u64::from(geometry.block_bytes)
+    }
+
+    fn next_data(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let bytes = self.bytes();
+        Ok((from < bytes).then_some(from..bytes))
+    }
+
+    /// Reads whole blocks only.
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut target = self.target.borrow_mut();
+        let block_bytes = target.geometry().block_bytes as usize;
+        let longest = target.geometry().transfer_blocks_max as usize * block_bytes;
+        let longest = longest.min(target.buffer(0).len() / block_bytes * block_bytes);
+        if !offset.is_multiple_of(block_bytes as u64) || !buffer.len().is_multiple_of(block_bytes) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut first = offset / block_bytes as u64;
+        for part in buffer.chunks_mut(longest) {
+            let blocks = (part.len() / block_bytes) as u32;
+            let request = Request { op: Op::Read, volume: self.volume, first, blocks };
+            while target.submit(0, request).is_err() {
+                target.poll(&mut self.ended);
+            }
+            while self.ended.is_empty() {
+                target.poll(&mut self.ended);
+            }
+            for completion in self.ended.drain(..) {
+                if completion.status != Status::Ok {
+                    return Err(io::Error::other(completion.status.to_string()));
+                }
+            }
+            part.copy_from_slice(&target.buffer(0)[..part.len()]);
+            first += u64::from(blocks);
+        }
         Ok(())
     }
 }

@@ -1,13 +1,18 @@
 //! What the writer and the verifier drive: volumes behind numbered slots.
 //!
-//! A slot is a buffer and at most one command in flight on it. The caller fills or
-//! reads the buffer in place, so that an initiator's DMA memory needs no copy and no
-//! callback carries more than a number. Everything happens on the caller's thread
+//! A slot is a buffer and at most one command in flight on it, so that a command and
+//! its completion are told by a number. Everything happens on the caller's thread
 //! by [`Target::poll`]; implementations may have threads of their own.
 
 mod file;
+#[cfg(feature = "datapath")]
+mod nvme;
+mod trid;
 
 pub use file::{FileTarget, FileTargetError, FileTargetOptions};
+#[cfg(feature = "datapath")]
+pub use nvme::{NvmeTarget, NvmeTargetError, NvmeTargetOptions};
+pub use trid::{Transport, Trid, TridError};
 
 use serde::Serialize;
 use std::fmt;
@@ -82,6 +87,8 @@ pub enum Status {
 impl Status {
     /// Media and data integrity errors, compare failure.
     pub const COMPARE_FAILURE: Self = Self::Nvme { sct: 2, sc: 0x85, dnr: true };
+    /// Path related, internal path error: no way to the volume.
+    pub const NO_PATH: Self = Self::Nvme { sct: 3, sc: 0, dnr: false };
     /// Generic, invalid command opcode.
     pub const INVALID_OPCODE: Self = Self::Nvme { sct: 0, sc: 0x01, dnr: true };
 
@@ -93,6 +100,11 @@ impl Status {
     /// Whether trying again makes sense.
     pub fn may_retry(self) -> bool {
         !matches!(self, Self::Nvme { dnr: true, .. })
+    }
+
+    /// Whether another path may serve what this one did not (status code type 3).
+    pub fn is_path_related(self) -> bool {
+        matches!(self, Self::Nvme { sct: 3, .. })
     }
 
     /// As it stands in a log: type and code, or `0xffff` for what is none of NVMe's.

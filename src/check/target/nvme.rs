@@ -1,0 +1,512 @@
+//! NVMe namespaces as a target, through setline's initiator on SPDK.
+//!
+//! Several controllers may be paths to the same namespaces (a multipath subsystem
+//! whose movers each offer every volume). A command takes its slot's path; a path
+//! that fails, or says that it is not the one to take, makes its slots move on to
+//! the next. A lost connection is made again, at most once a second, by the thread
+//! that polls; connecting blocks it for as long as the transport takes.
+//!
+//! Nothing is retried here: a command that was on a lost path ends as aborted, and
+//! whether to send it again is the caller's decision.
+
+use super::trid::{Transport, Trid};
+use super::{Completion, Full, Geometry, NoMemory, Op, Request, Status, Target};
+use crate::spdk::address::Address;
+use crate::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf};
+use crate::spdk::error::{Error, NvmeStatus, Submit};
+use crate::spdk::nvme::{Controller, Flags, Identity, Namespace, QueuePair};
+use crate::spdk::queue::LocalQueues;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Longest command, whatever a controller allows: bounds the buffers.
+const TRANSFER_BYTES_MAX: u32 = 1 << 20;
+/// How often the admin queues are served (keep-alive, events).
+const ADMIN_INTERVAL: Duration = Duration::from_millis(50);
+/// Pause between attempts to connect a lost path again.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+/// Alignment of the buffers: a memory page, so that a transfer needs the fewest entries.
+const ALIGNMENT: usize = 4096;
+/// Set in the context of the second half of a fused pair.
+const SECOND: u64 = 1 << 32;
+
+/// How to connect.
+#[derive(Clone, Debug)]
+pub struct NvmeTargetOptions {
+    /// Controllers; several are paths to the same namespaces.
+    pub paths: Vec<Trid>,
+    /// Namespaces in this order; empty for all active ones.
+    pub nsids: Vec<u32>,
+    /// Host NQN; SPDK's own by default.
+    pub hostnqn: Option<String>,
+    /// Spread slots over the paths instead of using the first that works.
+    pub spread: bool,
+    /// Core to pin the thread to; by default it stays where it may run now.
+    pub core: Option<usize>,
+}
+
+/// Why namespaces cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum NvmeTargetError {
+    /// SPDK's environment does not start.
+    #[error("SPDK: {0} (are hugepages reserved? see scripts/setup)")]
+    Environment(Error),
+    /// A controller cannot be connected to.
+    #[error("{path}: {error}")]
+    Connect {
+        /// The controller.
+        path: String,
+        /// What happened.
+        error: Error,
+    },
+    /// A controller does not have a namespace.
+    #[error("{path} has no namespace {nsid}")]
+    NoNamespace {
+        /// The controller.
+        path: String,
+        /// The namespace.
+        nsid: u32,
+    },
+    /// No active namespace at all.
+    #[error("{path} has no namespace")]
+    Empty {
+        /// The controller.
+        path: String,
+    },
+    /// Two paths have different namespaces under one id.
+    #[error(
+        "namespace {nsid} of {path} is not that of the first path (identifiers or size differ)"
+    )]
+    Different {
+        /// The controller.
+        path: String,
+        /// The namespace.
+        nsid: u32,
+    },
+    /// The volumes' block sizes are not one.
+    #[error("namespace {nsid} has blocks of {found} bytes, the first has {wanted}")]
+    BlockSize {
+        /// The namespace.
+        nsid: u32,
+        /// Its block size.
+        found: u32,
+        /// The first one's.
+        wanted: u32,
+    },
+}
+
+/// Namespaces of one or more controllers. Bound to the thread that made it, and, as
+/// SPDK's environment starts once, to be made once per process.
+#[derive(Debug)]
+pub struct NvmeTarget {
+    // Fields are dropped in this order: paths complete what is under way into the
+    // queues, and the environment ends last.
+    paths: Vec<Path>,
+    queues: LocalQueues,
+    slots: Vec<Slot>,
+    geometry: Geometry,
+    options: NvmeTargetOptions,
+    identity: Identity,
+    nsids: Vec<u32>,
+    /// Commands that end without having been sent.
+    refused: VecDeque<Completion>,
+    /// A fused pair whose second half found no room; nothing else goes to its path.
+    half_sent: Option<u32>,
+    serve_at: Instant,
+    depth: u32,
+    _env: Env,
+}
+
+#[derive(Debug)]
+struct Path {
+    trid: Trid,
+    /// `None` while the path is lost.
+    link: Option<Link>,
+    connect_at: Instant,
+}
+
+#[derive(Debug)]
+struct Link {
+    // The queue pair goes before its controller.
+    qpair: Option<QueuePair>,
+    namespaces: Vec<Namespace>,
+    controller: Controller,
+}
+
+#[derive(Debug)]
+struct Slot {
+    buffer: Vec<u8>,
+    /// The memory that the device reads and writes; the buffer is copied to and from it,
+    /// so that the caller's is plain memory.
+    io: IoBuf,
+    path: usize,
+    flight: Option<Flight>,
+}
+
+#[derive(Debug)]
+struct Flight {
+    request: Request,
+    /// Completions that are still to come: two for a fused pair.
+    parts: u8,
+    status: NvmeStatus,
+}
+
+impl NvmeTarget {
+    /// Starts SPDK's environment and connects to every path.
+    pub fn connect(options: NvmeTargetOptions) -> Result<Self, NvmeTargetError> {
+        let no_pci = !options.paths.iter().any(|path| matches!(path.transport, Transport::Pcie(_)));
+        let env = start_environment(options.core, no_pci)?;
+        let queues = LocalQueues::install(4096).map_err(NvmeTargetError::Environment)?;
+        let mut paths: Vec<Path> = Vec::new();
+        let mut nsids = options.nsids.clone();
+        for trid in &options.paths {
+            let link = Link::connect(trid, options.hostnqn.as_deref(), &mut nsids)?;
+            let first = paths.first().and_then(|path| path.link.as_ref()).unwrap_or(&link);
+            for (namespace, first) in link.namespaces.iter().zip(&first.namespaces) {
+                if !is_same(namespace, first) {
+                    let (path, nsid) = (trid.to_string(), namespace.nsid);
+                    return Err(NvmeTargetError::Different { path, nsid });
+                }
+            }
+            paths.push(Path { trid: trid.clone(), link: Some(link), connect_at: Instant::now() });
+        }
+        let links = || paths.iter().filter_map(|path| path.link.as_ref());
+        let Some(link) = links().next() else {
+            return Err(NvmeTargetError::Empty { path: "an empty list".to_owned() });
+        };
+        let block_bytes = link.namespaces[0].block_bytes;
+        for namespace in &link.namespaces {
+            if namespace.block_bytes != block_bytes {
+                return Err(NvmeTargetError::BlockSize {
+                    nsid: namespace.nsid,
+                    found: namespace.block_bytes,
+                    wanted: block_bytes,
+                });
+            }
+        }
+        let transfer_bytes = links()
+            .map(|link| link.controller.identity().max_transfer_bytes)
+            .min()
+            .unwrap_or(0)
+            .min(TRANSFER_BYTES_MAX);
+        let geometry = Geometry {
+            block_bytes,
+            volume_blocks: link.namespaces.iter().map(|namespace| namespace.blocks).collect(),
+            transfer_blocks_max: (transfer_bytes / block_bytes).max(1),
+        };
+        Ok(Self {
+            identity: link.controller.identity(),
+            paths,
+            queues,
+            slots: Vec::new(),
+            geometry,
+            options,
+            nsids,
+            refused: VecDeque::new(),
+            half_sent: None,
+            serve_at: Instant::now(),
+            depth: 0,
+            _env: env,
+        })
+    }
+
+    /// Tries to send; the completion of what cannot be sent is made here.
+    fn send(&mut self, number: u32, request: Request) -> Result<(), Full> {
+        let slot = &mut self.slots[number as usize];
+        let alive = (0..self.paths.len())
+            .map(|step| (slot.path + step) % self.paths.len())
+            .find(|&path| self.paths[path].link.is_some());
+        let link = alive.and_then(|path| self.paths[path].link.as_ref());
+        let (Some(path), Some(link)) = (alive, link) else {
+            self.refused.push_back(Completion { slot: number, status: Status::NO_PATH });
+            return Ok(());
+        };
+        slot.path = path;
+        let Some(qpair) = &link.qpair else { return Err(Full) };
+        let Some(namespace) = link.namespaces.get(usize::from(request.volume)) else {
+            let status = Status::Nvme { sct: 0, sc: 0x0b, dnr: true };
+            self.refused.push_back(Completion { slot: number, status });
+            return Ok(());
+        };
+        let bytes = request.blocks as usize * self.geometry.block_bytes as usize;
+        let (context, first) = (u64::from(number), request.first);
+        let mut parts = 1;
+        let sent = match request.op {
+            Op::Read => qpair.read(namespace, slot.io.slice(0, bytes), first, context),
+            Op::Write | Op::WriteFua | Op::Compare => {
+                slot.io.copy_in(0, &slot.buffer[..bytes]);
+                let io = slot.io.slice(0, bytes);
+                match request.op {
+                    Op::Write => qpair.write(namespace, io, first, Flags::NONE, context),
+                    Op::WriteFua => qpair.write(namespace, io, first, Flags::FUA, context),
+                    _ => qpair.compare(namespace, io, first, Flags::NONE, context),
+                }
+            }
+            Op::CompareAndWrite => {
+                parts = 2;
+                slot.io.copy_in(0, &slot.buffer[..2 * bytes]);
+                let io = slot.io.slice(0, bytes);
+                qpair.compare(namespace, io, first, Flags::FUSE_FIRST, context)
+            }
+            Op::WriteZeroes => qpair.write_zeroes(namespace, first, request.blocks, context),
+            Op::Deallocate => {
+                let ranges: Vec<(u64, u32)> = slot.buffer[..request.blocks as usize * 16]
+                    .as_chunks::<16>()
+                    .0
+                    .iter()
+                    .map(|range| {
+                        let range = u128::from_le_bytes(*range);
+                        ((range >> 64) as u64, (range >> 32) as u32)
+                    })
+                    .collect();
+                qpair.deallocate(namespace, &ranges, context)
+            }
+            Op::Flush => qpair.flush(namespace, context),
+        };
+        match sent {
+            Ok(()) => {}
+            Err(Submit::Busy) => return Err(Full),
+            Err(Submit::Refused(errno)) => {
+                self.refused.push_back(Completion { slot: number, status: Status::Os(errno) });
+                return Ok(());
+            }
+        }
+        slot.flight = Some(Flight { request, parts, status: NvmeStatus::SUCCESS });
+        if parts == 2 {
+            self.half_sent = Some(number);
+            self.send_second_half();
+        }
+        Ok(())
+    }
+
+    /// Sends the write of a compare-and-write, which must be the very next command on
+    /// its queue pair.
+    fn send_second_half(&mut self) {
+        let Some(number) = self.half_sent else { return };
+        let slot = &mut self.slots[number as usize];
+        let Some(flight) = &mut slot.flight else {
+            self.half_sent = None;
+            return;
+        };
+        let link = self.paths[slot.path].link.as_ref();
+        let sent = link.and_then(|link| Some((link.qpair.as_ref()?, link))).map(|(qpair, link)| {
+            let namespace = &link.namespaces[usize::from(flight.request.volume)];
+            let bytes = flight.request.blocks as usize * self.geometry.block_bytes as usize;
+            let io = slot.io.slice(bytes, bytes);
+            let context = u64::from(number) | SECOND;
+            qpair.write(namespace, io, flight.request.first, Flags::FUSE_SECOND, context)
+        });
+        match sent {
+            Some(Err(Submit::Busy)) => return,
+            Some(Ok(())) => {}
+            // Only the first half's completion will come.
+            Some(Err(Submit::Refused(_))) | None => {
+                flight.parts -= 1;
+                flight.status = NvmeStatus::ABORTED_SQ_DELETION;
+            }
+        }
+        self.half_sent = None;
+    }
+
+    fn poll_paths(&mut self) {
+        let now = Instant::now();
+        let serve = now >= self.serve_at;
+        if serve {
+            self.serve_at = now + ADMIN_INTERVAL;
+        }
+        for path in &mut self.paths {
+            if let Some(link) = &mut path.link {
+                let lost = match &link.qpair {
+                    Some(qpair) => qpair.poll(0).is_err(),
+                    None => false,
+                };
+                if lost || (serve && link.controller.poll_admin().is_err()) {
+                    tracing::warn!(path = %path.trid, "path lost");
+                    // What is under way on it ends as aborted when the queue pair goes.
+                    path.link = None;
+                    path.connect_at = now + RECONNECT_INTERVAL;
+                }
+            } else if self.depth > 0 && now >= path.connect_at {
+                path.connect_at = now + RECONNECT_INTERVAL;
+                let hostnqn = self.options.hostnqn.as_deref();
+                let link = Link::connect(&path.trid, hostnqn, &mut self.nsids);
+                let link = link.and_then(|mut link| {
+                    link.open_queue(&path.trid, self.depth)?;
+                    Ok(link)
+                });
+                match link {
+                    Ok(link) => {
+                        tracing::warn!(path = %path.trid, "path is back");
+                        path.link = Some(link);
+                    }
+                    Err(error) => tracing::debug!(path = %path.trid, %error, "path still lost"),
+                }
+            }
+        }
+    }
+
+    fn finish_part(&mut self, context: u64, status: NvmeStatus, ended: &mut Vec<Completion>) {
+        let number = context as u32;
+        let slot = &mut self.slots[number as usize];
+        let Some(flight) = &mut slot.flight else { return };
+        // Of a fused pair, the compare's status says why, the write's only that it was aborted.
+        if flight.status.is_ok() || status == NvmeStatus::COMPARE_FAILURE {
+            flight.status = status;
+        }
+        flight.parts -= 1;
+        if flight.parts > 0 {
+            return;
+        }
+        let status = status_of(flight.status);
+        if flight.request.op == Op::Read && status == Status::Ok {
+            let bytes = flight.request.blocks as usize * self.geometry.block_bytes as usize;
+            slot.io.copy_out(0, &mut slot.buffer[..bytes]);
+        }
+        if status.is_path_related() {
+            slot.path = (slot.path + 1) % self.paths.len();
+        }
+        slot.flight = None;
+        ended.push(Completion { slot: number, status });
+    }
+}
+
+impl Target for NvmeTarget {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn make_slots(&mut self, count: u32, bytes: usize) -> Result<(), NoMemory> {
+        let no_memory = NoMemory { count, bytes };
+        for number in 0..count as usize {
+            let io = DmaBuf::new(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| no_memory)?.leak();
+            let path = if self.options.spread { number % self.paths.len() } else { 0 };
+            self.slots.push(Slot { buffer: vec![0; bytes], io, path, flight: None });
+        }
+        // A fused pair is two commands.
+        self.depth = count * 2;
+        for path in &mut self.paths {
+            if let Some(link) = &mut path.link
+                && let Err(error) = link.open_queue(&path.trid, self.depth)
+            {
+                tracing::error!(%error, "no queue pair");
+                return Err(no_memory);
+            }
+        }
+        Ok(())
+    }
+
+    fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    fn buffer(&mut self, slot: u32) -> &mut [u8] {
+        let slot = &mut self.slots[slot as usize];
+        assert!(slot.flight.is_none(), "the slot is in flight");
+        &mut slot.buffer
+    }
+
+    fn submit(&mut self, slot: u32, request: Request) -> Result<(), Full> {
+        assert!(self.slots[slot as usize].flight.is_none(), "the slot is in flight");
+        self.send_second_half();
+        if self.half_sent.is_some() {
+            return Err(Full);
+        }
+        self.send(slot, request)
+    }
+
+    fn poll(&mut self, ended: &mut Vec<Completion>) {
+        self.poll_paths();
+        self.send_second_half();
+        while let Some(done) = self.queues.pop_done() {
+            self.finish_part(done.ctx, done.status, ended);
+        }
+        ended.extend(self.refused.drain(..));
+    }
+
+    fn supports(&self, op: Op) -> bool {
+        match op {
+            Op::Read | Op::Write | Op::WriteFua | Op::Flush => true,
+            Op::Compare => self.identity.compare,
+            Op::CompareAndWrite => self.identity.compare_and_write,
+            Op::WriteZeroes => self.identity.write_zeroes,
+            Op::Deallocate => self.identity.deallocate,
+        }
+    }
+}
+
+impl Link {
+    /// Connects; with no `nsids` yet, takes all active ones.
+    fn connect(
+        trid: &Trid,
+        hostnqn: Option<&str>,
+        nsids: &mut Vec<u32>,
+    ) -> Result<Self, NvmeTargetError> {
+        let address = match &trid.transport {
+            Transport::Tcp(address) => Address::Tcp(*address),
+            Transport::VfioUser(dir) => Address::VfioUser(dir.clone()),
+            Transport::Pcie(address) => Address::Pcie(address.clone()),
+        };
+        let path = || trid.to_string();
+        let controller = Controller::connect(&address, trid.subnqn.as_deref(), hostnqn)
+            .map_err(|error| NvmeTargetError::Connect { path: path(), error })?;
+        if nsids.is_empty() {
+            *nsids = controller.namespaces().iter().map(|namespace| namespace.nsid).collect();
+        }
+        if nsids.is_empty() {
+            return Err(NvmeTargetError::Empty { path: path() });
+        }
+        let namespaces = nsids
+            .iter()
+            .map(|&nsid| {
+                let namespace = controller.namespace(nsid);
+                namespace.ok_or_else(|| NvmeTargetError::NoNamespace { path: path(), nsid })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { qpair: None, namespaces, controller })
+    }
+
+    fn open_queue(&mut self, trid: &Trid, depth: u32) -> Result<(), NvmeTargetError> {
+        let qpair = self.controller.queue_pair(depth);
+        let failed = |error| NvmeTargetError::Connect { path: trid.to_string(), error };
+        self.qpair = Some(qpair.map_err(failed)?);
+        Ok(())
+    }
+}
+
+/// Whether two paths lead to one namespace, as far as it says who it is.
+fn is_same(a: &Namespace, b: &Namespace) -> bool {
+    let shape = |namespace: &Namespace| {
+        (namespace.block_bytes, namespace.blocks, namespace.nguid, namespace.uuid)
+    };
+    shape(a) == shape(b)
+}
+
+/// Starts the environment. It pins the thread that starts it; that is undone unless a
+/// core was asked for, as this is a host's program, not a mover's poller.
+fn start_environment(core: Option<usize>, no_pci: bool) -> Result<Env, NvmeTargetError> {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None).ok();
+    let last_allowed = allowed.and_then(|set| (0..CpuSet::MAX_CPU).rev().find(|&c| set.is_set(c)));
+    let env = Env::init(&EnvConfig {
+        name: "setline-check".to_owned(),
+        core: core.or(last_allowed).unwrap_or(0),
+        no_pci,
+        ..EnvConfig::default()
+    })
+    .map_err(NvmeTargetError::Environment)?;
+    if let (None, Some(allowed)) = (core, allowed) {
+        // Pinned to one core it runs just as well, only perhaps in somebody's way.
+        let _ = sched_setaffinity(None, &allowed);
+    }
+    Ok(env)
+}
+
+fn status_of(status: NvmeStatus) -> Status {
+    if status.is_ok() {
+        return Status::Ok;
+    }
+    // Trying again does not make these right: opcode, field, namespace, size, range, compare.
+    let dnr =
+        matches!((status.sct, status.sc), (0, 0x01 | 0x02 | 0x0b | 0x0c | 0x18 | 0x80) | (2, 0x85));
+    Status::Nvme { sct: status.sct, sc: status.sc, dnr }
+}
