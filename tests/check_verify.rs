@@ -172,6 +172,7 @@ fn verify(volumes: &mut Volumes, zeros: bool) -> VerifyReport {
         span_blocks: BLOCKS,
         commands_max: 20_000,
         mix: Action::MIX.to_vec(),
+        compare_and_write_blocks_max: 7,
         deallocated_reads_zeros: zeros,
         starts_with_zeros: true,
     };

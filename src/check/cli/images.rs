@@ -10,7 +10,9 @@ use super::target::NvmeArgs;
 use super::{Exit, Failure, Output};
 use std::path::PathBuf;
 
-/// Longest read through an initiator.
+/// Reads in flight through an initiator.
+const READS: u32 = 8;
+/// Longest of them.
 const READ_BYTES: usize = 128 << 10;
 
 /// Arguments of `images`.
@@ -83,7 +85,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     }
     if args.nvme.is_given() {
         let mut target = args.nvme.connect()?;
-        target.make_slots(1, READ_BYTES).map_err(Failure::input)?;
+        target.make_slots(READS, READ_BYTES).map_err(Failure::input)?;
         let volumes = TargetSource::all(target).into_iter();
         sources.extend(volumes.map(|source| Box::new(source) as Box<dyn Source>));
     }

@@ -33,6 +33,9 @@ pub(super) struct Args {
     /// Kinds of commands to leave out
     #[arg(long, value_enum, value_delimiter = ',')]
     without: Vec<Kind>,
+    /// Longest compare-and-write in blocks: the controller's ACWU
+    #[arg(long, value_name = "BLOCKS", default_value_t = 1)]
+    compare_and_write_blocks: u32,
     /// The volumes promise that deallocated blocks read as zeros
     #[arg(long)]
     deallocated_zeros: bool,
@@ -96,6 +99,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
                 Kind::of(*action).is_none_or(|kind| !args.without.contains(&kind))
             })
             .collect(),
+        compare_and_write_blocks_max: args.compare_and_write_blocks.max(1),
         deallocated_reads_zeros: args.deallocated_zeros,
         starts_with_zeros: args.initial_zeros,
     };

@@ -99,8 +99,7 @@ impl<B: AsRef<[u8]>> Source for MemorySource<B> {
     }
 }
 
-/// A volume of a [`Target`], read through it. Several share the target, whose slot 0
-/// they use in turn; it has at least one slot with room for a block.
+/// A volume of a [`Target`], read through it. The sources of one target take turns.
 pub struct TargetSource {
     target: Rc<RefCell<Box<dyn Target>>>,
     volume: u16,
@@ -108,7 +107,8 @@ pub struct TargetSource {
 }
 
 impl TargetSource {
-    /// All volumes of a target, in its order.
+    /// All volumes of a target, in its order. The target has slots, each with room for
+    /// at least a block; so many reads are in flight at once.
     pub fn all(target: Box<dyn Target>) -> Vec<Self> {
         let volumes = target.geometry().volume_blocks.len() as u16;
         let target = Rc::new(RefCell::new(target));
@@ -142,31 +142,73 @@ impl Source for TargetSource {
         if !offset.is_multiple_of(block_bytes as u64) || !buffer.len().is_multiple_of(block_bytes) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut first = offset / block_bytes as u64;
-        for part in buffer.chunks_mut(longest) {
-            let blocks = (part.len() / block_bytes) as u32;
-            let request = Request { op: Op::Read, volume: self.volume, first, blocks };
-            while target.submit(0, request).is_err() {
-                target.poll(&mut self.ended);
+        let mut free: Vec<u32> = (0..target.slots()).collect();
+        // Per slot in flight, the part of the buffer that it reads.
+        let mut parts: Vec<Option<Range<usize>>> = vec![None; free.len()];
+        let mut next = 0;
+        let mut failed = None;
+        while next < buffer.len() || free.len() < parts.len() {
+            while let Some(&slot) = free.last().filter(|_| next < buffer.len()) {
+                let end = buffer.len().min(next + longest);
+                let first = (offset + next as u64) / block_bytes as u64;
+                let blocks = ((end - next) / block_bytes) as u32;
+                let request = Request { op: Op::Read, volume: self.volume, first, blocks };
+                if target.submit(slot, request).is_err() {
+                    break;
+                }
+                free.pop();
+                parts[slot as usize] = Some(next..end);
+                next = end;
             }
-            while self.ended.is_empty() {
-                target.poll(&mut self.ended);
+            target.poll(&mut self.ended);
+            if self.ended.is_empty() {
+                std::thread::yield_now();
             }
-            for completion in self.ended.drain(..) {
-                if completion.status != Status::Ok {
-                    return Err(io::Error::other(completion.status.to_string()));
+            for Completion { slot, status } in self.ended.drain(..) {
+                free.push(slot);
+                let Some(part) = parts[slot as usize].take() else { continue };
+                if status != Status::Ok {
+                    failed = Some(status);
+                    next = buffer.len();
+                } else {
+                    let length = part.len();
+                    buffer[part].copy_from_slice(&target.buffer(slot)[..length]);
                 }
             }
-            part.copy_from_slice(&target.buffer(0)[..part.len()]);
-            first += u64::from(blocks);
         }
-        Ok(())
+        match failed {
+            None => Ok(()),
+            Some(status) => Err(io::Error::other(status.to_string())),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_targets_volume_reads_as_its_file() {
+        use super::super::super::target::{FileTarget, FileTargetOptions};
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..1 << 20).map(|index: u32| (index / 512) as u8).collect();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let options = FileTargetOptions {
+            block_bytes: 512,
+            transfer_blocks_max: 24,
+            threads: 3,
+            direct: false,
+        };
+        let mut target = FileTarget::open(&[file.path().to_owned()], &options).unwrap();
+        target.make_slots(4, 10_000).unwrap();
+        let mut source = TargetSource::all(Box::new(target)).pop().unwrap();
+        let mut buffer = vec![0; bytes.len() - 1024];
+        source.read_at(512, &mut buffer).unwrap();
+        assert_eq!(buffer, bytes[512..bytes.len() - 512]);
+        assert_eq!(source.next_data(5).unwrap(), Some(5..1 << 20));
+        assert!(source.read_at(1 << 20, &mut [0; 512]).is_err());
+        source.read_at(0, &mut buffer[..512]).unwrap();
+    }
 
     #[test]
     fn holes_of_a_sparse_file_are_skipped() {

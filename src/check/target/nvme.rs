@@ -27,6 +27,10 @@ const ADMIN_INTERVAL: Duration = Duration::from_millis(50);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// Alignment of the buffers: a memory page, so that a transfer needs the fewest entries.
 const ALIGNMENT: usize = 4096;
+/// Deepest queue pair asked for: what SPDK's own target allows by default.
+const QUEUE_DEPTH_MAX: u32 = 127;
+/// Shallowest one that is tried.
+const QUEUE_DEPTH_MIN: u32 = 8;
 /// Set in the context of the second half of a fused pair.
 const SECOND: u64 = 1 << 32;
 
@@ -465,11 +469,22 @@ impl Link {
         Ok(Self { qpair: None, namespaces, controller })
     }
 
+    /// Makes the queue pair, as deep as the controller allows up to `depth`; what does
+    /// not fit waits in SPDK's queue.
     fn open_queue(&mut self, trid: &Trid, depth: u32) -> Result<(), NvmeTargetError> {
-        let qpair = self.controller.queue_pair(depth);
-        let failed = |error| NvmeTargetError::Connect { path: trid.to_string(), error };
-        self.qpair = Some(qpair.map_err(failed)?);
-        Ok(())
+        let mut depth = depth.min(QUEUE_DEPTH_MAX);
+        loop {
+            match self.controller.queue_pair(depth) {
+                Ok(qpair) => {
+                    self.qpair = Some(qpair);
+                    return Ok(());
+                }
+                Err(_) if depth > QUEUE_DEPTH_MIN => depth /= 2,
+                Err(error) => {
+                    return Err(NvmeTargetError::Connect { path: trid.to_string(), error });
+                }
+            }
+        }
     }
 }
 

@@ -39,6 +39,9 @@ pub struct VerifyOptions {
     pub commands_max: u64,
     /// Kinds of commands and their weights.
     pub mix: Vec<(Action, u16)>,
+    /// Longest compare-and-write in blocks: the controller's atomic compare and write
+    /// unit (ACWU), which is at least one.
+    pub compare_and_write_blocks_max: u32,
     /// The volumes promise that deallocated blocks read as zeros.
     pub deallocated_reads_zeros: bool,
     /// The volumes hold zeros at the start.
@@ -378,7 +381,11 @@ impl Verifier {
         let mut ranges: Vec<Range> = Vec::new();
         for _ in 0..count {
             let size = self.draws.below(self.options.sizes.len() as u64) as usize;
-            let blocks = u64::from(self.options.sizes[size].blocks).min(self.options.span_blocks);
+            let longest = match action.op() {
+                Op::CompareAndWrite => self.options.compare_and_write_blocks_max.into(),
+                _ => self.options.span_blocks,
+            };
+            let blocks = u64::from(self.options.sizes[size].blocks).min(longest);
             let first = self.draws.below(self.options.span_blocks - blocks + 1);
             let range = Range { volume, first, blocks: blocks as u32 };
             // Ranges of one deallocate may not touch the same block twice.

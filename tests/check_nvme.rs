@@ -1,0 +1,232 @@
+//! `setline-check` as a program against SPDK's own NVMe target, over TCP and
+//! vfio-user. Needs hugepages (`scripts/setup`).
+#![cfg(feature = "datapath")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_setline-check");
+const NQN: &str = "nqn.2026-11.io.example:check";
+const VOLUME_BYTES: u64 = 16 << 20;
+
+/// SPDK's target with three volumes on files, which outlive it.
+struct Target {
+    dir: tempfile::TempDir,
+    port: u16,
+    process: Child,
+}
+
+impl Target {
+    fn start() -> Self {
+        // Files on a file system that knows direct I/O, as the target's bdev wants it.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        for index in 0..3 {
+            let file = std::fs::File::create(dir.path().join(format!("volume{index}"))).unwrap();
+            file.set_len(VOLUME_BYTES).unwrap();
+        }
+        std::fs::create_dir(dir.path().join("vfu")).unwrap();
+        let process = Self::spawn(dir.path(), port);
+        let target = Self { dir, port, process };
+        target.wait();
+        target
+    }
+
+    fn spawn(dir: &Path, port: u16) -> Child {
+        let method = |method: &str, params: Value| json!({"method": method, "params": params});
+        let mut bdev = Vec::new();
+        let mut nvmf = vec![
+            method("nvmf_create_transport", json!({"trtype": "TCP"})),
+            method("nvmf_create_transport", json!({"trtype": "VFIOUSER"})),
+            method(
+                "nvmf_create_subsystem",
+                json!({"nqn": NQN, "allow_any_host": true, "serial_number": "CHECK"}),
+            ),
+        ];
+        for index in 0..3 {
+            let name = format!("volume{index}");
+            let file = dir.join(&name);
+            bdev.push(method(
+                "bdev_aio_create",
+                json!({"name": name, "filename": file, "block_size": 512}),
+            ));
+            nvmf.push(method(
+                "nvmf_subsystem_add_ns",
+                json!({"nqn": NQN, "namespace": {"nsid": index + 1, "bdev_name": name}}),
+            ));
+        }
+        let tcp = json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
+            "trsvcid": port.to_string()});
+        let vfio = json!({"trtype": "VFIOUSER", "traddr": dir.join("vfu"), "trsvcid": "0"});
+        for address in [tcp, vfio] {
+            let params = json!({"nqn": NQN, "listen_address": address});
+            nvmf.push(method("nvmf_subsystem_add_listener", params));
+        }
+        let config = json!({"subsystems": [
+            {"subsystem": "bdev", "config": bdev},
+            {"subsystem": "nvmf", "config": nvmf},
+        ]});
+        let path = dir.join("target.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        // What a killed target left would be in the way of the next.
+        let _ = std::fs::remove_file(dir.join("vfu/cntrl"));
+        Command::new(concat!(env!("SETLINE_SPDK_BIN"), "/nvmf_tgt"))
+            .args(["-m", "0x1", "--no-pci", "--disable-cpumask-locks", "-s", "256"])
+            .arg("-r")
+            .arg(dir.join("rpc.sock"))
+            .arg("-c")
+            .arg(path)
+            .stdout(std::fs::File::create(dir.join("target.log")).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn wait(&self) {
+        let since = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let log = || std::fs::read_to_string(self.path("target.log")).unwrap();
+            assert!(since.elapsed() < Duration::from_secs(60), "{}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = Self::spawn(self.dir.path(), self.port);
+        self.wait();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn tcp(&self) -> String {
+        let port = self.port;
+        format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}")
+    }
+
+    fn vfio_user(&self) -> String {
+        format!("trtype:VFIOUSER traddr:{} subnqn:{NQN}", self.path("vfu").display())
+    }
+
+    fn check(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.current_dir(self.dir.path()).args(args).args(["--output", "json"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Waits until the status file has at least so many acknowledged writes.
+    fn wait_for_acked(&self, writes: u64) -> u64 {
+        let since = Instant::now();
+        loop {
+            let status = std::fs::read(self.path("status"))
+                .map_or(Value::Null, |bytes| serde_json::from_slice(&bytes).unwrap());
+            let acked = status["acked_writes"].as_u64().unwrap_or(0);
+            if acked >= writes {
+                return acked;
+            }
+            assert!(since.elapsed() < Duration::from_secs(90), "{status}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn images(&self, args: &[&str]) -> (Option<i32>, Value) {
+        let mut command = self.check(&["images"]);
+        let files = ["volume0", "volume1", "volume2"];
+        let output = command.args(args).args(files).output().unwrap();
+        (output.status.code(), parse(&output))
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn parse(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn writes_over_two_transports_make_a_consistent_set_of_images() {
+    let target = Target::start();
+    let (tcp, vfio_user) = (target.tcp(), target.vfio_user());
+    let write = ["write", "--trid", &tcp, "--trid", &vfio_user, "--seconds", "2"];
+    let more = ["--log", "log", "--status", "status", "--read-percent", "10"];
+    let output = target.check(&write).args(more).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report = parse(&output);
+    assert!(report["acked_writes"].as_u64().unwrap() > 50, "{report}");
+    assert_eq!(report["workload"]["volumes"], 3);
+
+    let (exit, verdict) = target.images(&["--log", "log", "--now"]);
+    assert_eq!((exit, &verdict["consistent"]), (Some(0), &true.into()), "{verdict}");
+    assert_eq!(verdict["cut"]["acked_beyond"], 0);
+    // The same through the initiator, and in another order of volumes.
+    let through = |volumes: &str| {
+        let args = ["images", "--trid", &vfio_user, "--volumes", volumes, "--floor", "status"];
+        let output = target.check(&args).output().unwrap();
+        (output.status.code(), parse(&output))
+    };
+    let (exit, verdict) = through("1,2,3");
+    assert_eq!((exit, &verdict["floor_met"]), (Some(0), &true.into()), "{verdict}");
+    let (exit, verdict) = through("2,1,3");
+    assert_eq!((exit, &verdict["consistent"]), (Some(1), &false.into()));
+    assert!(verdict["faults"]["counts"]["misplaced"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn every_kind_of_command_is_verified_over_both_transports() {
+    let target = Target::start();
+    for trid in [target.tcp(), target.vfio_user()] {
+        let args = ["verify", "--trid", &trid, "--commands", "2000", "--seconds", "60"];
+        // SPDK's own target ends a plain compare that fails as an internal error.
+        let more = ["--span", "4m", "--without", "compare"];
+        let output = target.check(&args).args(more).output().unwrap();
+        let report = parse(&output);
+        assert_eq!((output.status.code(), &report["ok"]), (Some(0), &true.into()), "{report}");
+        for action in ["write_zeroes", "compare_and_write_equal", "compare_and_write_unequal"] {
+            assert!(report["commands"][action].as_u64().unwrap() > 0, "{action}: {report}");
+        }
+    }
+}
+
+#[test]
+fn a_target_that_is_killed_and_comes_back_loses_nothing_acknowledged() {
+    let mut target = Target::start();
+    let tcp = target.tcp();
+    let args = ["write", "--trid", &tcp, "--seconds", "0", "--log", "log", "--status", "status"];
+    let mut command = target.check(&args);
+    command.args(["--retries", "1000", "--idle", "sleep", "--grace", "60"]);
+    let writer = command.spawn().unwrap();
+    let before = target.wait_for_acked(50);
+    target.restart();
+    target.wait_for_acked(before + 100);
+    let pid = rustix::process::Pid::from_child(&writer);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = writer.wait_with_output().unwrap();
+    let report = parse(&output);
+    // Host errors there were, so the exit is "degraded"; but every write got through.
+    assert_eq!(output.status.code(), Some(6), "{report}");
+    assert!(report["host_errors"].as_u64().unwrap() > 0);
+    assert_eq!((&report["unfinished_writes"], &report["writers_halted"]), (&0.into(), &0.into()));
+    let (exit, verdict) = target.images(&["--log", "log", "--now"]);
+    assert_eq!((exit, &verdict["floor_met"]), (Some(0), &true.into()), "{verdict}");
+}
+
+#[test]
+fn a_controller_that_does_not_answer_is_reported_as_unreachable() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let trid = format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}");
+    let output = Command::new(PROGRAM).args(["write", "--trid", &trid]).output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+}
