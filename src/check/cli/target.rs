@@ -42,6 +42,9 @@ pub(super) struct NvmeArgs {
     /// Host NQN to connect with
     #[arg(long, value_name = "NQN", requires = "trid")]
     hostnqn: Option<String>,
+    /// Give a path up when a command takes longer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    command_timeout: u64,
     /// Core to pin the thread to [default: wherever the system puts it]
     #[arg(long, requires = "trid")]
     core: Option<usize>,
@@ -90,6 +93,7 @@ impl NvmeArgs {
             nsids: self.volumes.clone(),
             hostnqn: self.hostnqn.clone(),
             spread: self.paths == Paths::Spread,
+            command_timeout: std::time::Duration::from_secs(self.command_timeout),
             core: self.core,
         };
         match NvmeTarget::connect(options) {

@@ -4,7 +4,9 @@
 //! whose movers each offer every volume). A command takes its slot's path; a path
 //! that fails, or says that it is not the one to take, makes its slots move on to
 //! the next. A lost connection is made again, at most once a second, by the thread
-//! that polls; connecting blocks it for as long as the transport takes.
+//! that polls; connecting blocks it for as long as the transport takes. A command
+//! that takes longer than the timeout makes its path lost, too: over shared memory
+//! (vfio-user) a dead target shows in no other way.
 //!
 //! Nothing is retried here: a command that was on a lost path ends as aborted, and
 //! whether to send it again is the caller's decision.
@@ -45,6 +47,8 @@ pub struct NvmeTargetOptions {
     pub hostnqn: Option<String>,
     /// Spread slots over the paths instead of using the first that works.
     pub spread: bool,
+    /// A path is lost when a command takes longer than this.
+    pub command_timeout: Duration,
     /// Core to pin the thread to; by default it stays where it may run now.
     pub core: Option<usize>,
 }
@@ -150,6 +154,7 @@ struct Slot {
 #[derive(Debug)]
 struct Flight {
     request: Request,
+    since: Instant,
     /// Completions that are still to come: two for a fused pair.
     parts: u8,
     status: NvmeStatus,
@@ -275,7 +280,8 @@ impl NvmeTarget {
                 return Ok(());
             }
         }
-        slot.flight = Some(Flight { request, parts, status: NvmeStatus::SUCCESS });
+        let (since, status) = (Instant::now(), NvmeStatus::SUCCESS);
+        slot.flight = Some(Flight { request, since, parts, status });
         if parts == 2 {
             self.half_sent = Some(number);
             self.send_second_half();
@@ -318,14 +324,22 @@ impl NvmeTarget {
         if serve {
             self.serve_at = now + ADMIN_INTERVAL;
         }
-        for path in &mut self.paths {
+        for (index, path) in self.paths.iter_mut().enumerate() {
             if let Some(link) = &mut path.link {
                 let lost = match &link.qpair {
                     Some(qpair) => qpair.poll(0).is_err(),
                     None => false,
                 };
-                if lost || (serve && link.controller.poll_admin().is_err()) {
-                    tracing::warn!(path = %path.trid, "path lost");
+                let is_late = |slot: &Slot| {
+                    slot.path == index
+                        && slot.flight.as_ref().is_some_and(|flight| {
+                            now.saturating_duration_since(flight.since)
+                                > self.options.command_timeout
+                        })
+                };
+                let late = serve && self.slots.iter().any(is_late);
+                if lost || late || (serve && link.controller.poll_admin().is_err()) {
+                    tracing::warn!(path = %path.trid, late, "path lost");
                     // What is under way on it ends as aborted when the queue pair goes.
                     path.link = None;
                     path.connect_at = now + RECONNECT_INTERVAL;
