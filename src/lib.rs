@@ -13,6 +13,7 @@ pub mod mem;
 pub mod proto;
 pub mod ring;
 pub mod runtime;
+pub mod sim;
 pub mod wire;
 
 #[cfg(feature = "datapath")]

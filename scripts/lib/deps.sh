@@ -15,7 +15,8 @@ SPDK_DIR='' DPDK_DIR=''
 spdk_version() {
     local header=$1/include/spdk/version.h
     [[ -r $header ]] || return 0
-    awk '$2 == "SPDK_VERSION_MAJOR" {a = $3} $2 == "SPDK_VERSION_MINOR" {b = $3}
+    awk '$1 == "#define" && $2 == "SPDK_VERSION_MAJOR" {a = $3}
+         $1 == "#define" && $2 == "SPDK_VERSION_MINOR" {b = $3}
          END {if (a != "") printf "%02d.%02d", a, b}' "$header"
 }
 
@@ -68,6 +69,7 @@ deps_build() {
         flock 8
     fi
     deps_locate && { ok "SPDK and DPDK were built meanwhile: $DEPS"; return; }
+    rm -rf "$CACHE"/build.* # of a setup that was killed; the lock is ours
     check_room
     # meson must find Debian's python3 (it has pyelftools), not another on PATH.
     export PATH=/usr/bin:$PATH
@@ -113,7 +115,7 @@ check_room() {
 
 # source_fetch WORK : the source tree under WORK/tree
 source_fetch() {
-    local work=$1 mirror suite versions='' version='' known keyring dir
+    local work=$1 mirror suite versions='' version='' unreached='' known keyring dir
     mirror=${SETLINE_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' \
         'Created-By: Packages' 2>/dev/null | awk '$1 == "Debian" && $2 == "Debian" {print $3; exit}')}
     [[ -n $mirror ]] ||
@@ -132,9 +134,11 @@ Dir::State::lists "$work/lists";
 Dir::Cache "$work";
 APT::Sandbox::User "root";
 CONF
-        step "reading Debian $suite's source index" apt-get -o Acquire::Retries=3 update ||
-            die_log "the source index of Debian $suite could not be fetched from $mirror." \
-                "Is there a network? Set SETLINE_DEBIAN_MIRROR to a mirror that has $suite."
+        if ! step "reading Debian $suite's source index" \
+            apt-get -o Acquire::Retries=3 -o APT::Update::Error-Mode=any update; then
+            unreached+="$suite "
+            continue
+        fi
         for version in $(apt-cache showsrc "$RECIPE_SOURCE" 2>/dev/null | awk '/^Version:/{print $2}'); do
             versions+="$version ($suite) "
             for known in $RECIPE_SOURCE_KNOWN; do
@@ -143,8 +147,11 @@ CONF
         done
         version=''
     done
+    [[ -n $version || -z $unreached ]] ||
+        die_log "the source index of Debian ${unreached% } could not be fetched from $mirror." \
+            "Is there a network (proxy settings)? Set SETLINE_DEBIAN_MIRROR to a mirror that has these suites."
     [[ -n $version ]] ||
-        die "Debian's source package $RECIPE_SOURCE has moved on: found ${versions:-nothing}, known to work: $RECIPE_SOURCE_KNOWN." \
+        die "Debian's source package $RECIPE_SOURCE has moved on: found ${versions:-nothing}; known to work: $RECIPE_SOURCE_KNOWN." \
             "Build SPDK $RECIPE_SPDK_VERSION with DPDK $RECIPE_DPDK_VERSION by hand and set SETLINE_SPDK_DIR and SETLINE_DPDK_DIR," \
             "or set SETLINE_DEBIAN_MIRROR to a snapshot archive of a date that had it."
     step "fetching the source of $RECIPE_SOURCE $version (250 MB)" source_download "$work/download" "$version" ||

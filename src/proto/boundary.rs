@@ -12,6 +12,7 @@
 use super::command::{Command, Report, SetState};
 use super::limits::OPEN_SETS_MAX;
 use super::message::{BrokenReason, FactsAssembly, FactsPart, Message, VolumeFacts};
+use super::sabotage::Sabotage;
 use super::types::{Epoch, GroupId, MapVersion, Nanos, SetId, ShardId};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -35,6 +36,8 @@ pub struct BoundaryConfig {
     pub unix_offset_ns: u64,
     /// The groups.
     pub groups: Vec<BoundaryGroup>,
+    /// A rule to break on purpose, in tests.
+    pub sabotage: Sabotage,
 }
 
 /// A group as the engine sees it.
@@ -132,6 +135,7 @@ pub struct Boundary {
     epoch: Epoch,
     map_version: MapVersion,
     unix_offset_ns: u64,
+    sabotage: Sabotage,
     groups: Vec<Group>,
     commands: VecDeque<Command>,
     stale_epoch: u64,
@@ -173,6 +177,7 @@ impl Boundary {
             epoch: config.epoch,
             map_version: config.map_version,
             unix_offset_ns: config.unix_offset_ns,
+            sabotage: config.sabotage,
             groups,
             commands: VecDeque::with_capacity(256),
             stale_epoch: 0,
@@ -282,7 +287,7 @@ impl Boundary {
 
     /// A control message from `from`, sent in `epoch`.
     pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
-        if epoch != self.epoch {
+        if epoch != self.epoch && !self.sabotage.is(Sabotage::IgnoreEpoch) {
             self.stale_epoch += 1;
             return;
         }
@@ -385,7 +390,8 @@ impl Boundary {
             return;
         }
         group.prepared[shard] = true;
-        if !group.prepared.iter().all(|p| *p) {
+        let hasty = self.sabotage.is(Sabotage::ReleaseOnFirstPrepared);
+        if !hasty && !group.prepared.iter().all(|p| *p) {
             return;
         }
         group.phase = Phase::Open;
@@ -440,7 +446,7 @@ impl Boundary {
             for to in self.backup.iter().chain(self.secondary.iter()).copied().collect::<Vec<_>>() {
                 self.send_manifest(index, set, to);
             }
-            if self.secondary.is_none() {
+            if self.secondary.is_none() || self.sabotage.is(Sabotage::FreeBeforeConfirm) {
                 self.confirm_without_secondary(index);
             }
         }

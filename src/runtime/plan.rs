@@ -27,6 +27,7 @@ use crate::proto::limits::RETAINED_UPDATES_MAX;
 use crate::proto::primary::{
     GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig,
 };
+use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{Epoch, GroupId, MapVersion, MoverId, Seq, SetId, ShardId, VolumeId};
 
 mod budget;
@@ -319,6 +320,7 @@ fn primary(
         retained_max: arena.retained_max,
         mirrored_max: arena.mirrored_max,
         in_flight_max: IN_FLIGHT_MAX,
+        sabotage: Sabotage::None,
     };
     let boundary = (me == topology.primary_coordinator).then(|| BoundaryConfig {
         me,
@@ -337,6 +339,7 @@ fn primary(
                 first_set: *start.first_sets.get(&GroupId(group.id)).unwrap_or(&SetId(1)),
             })
             .collect(),
+        sabotage: Sabotage::None,
     });
     Machines::Primary { shard, boundary }
 }

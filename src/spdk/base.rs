@@ -1,8 +1,8 @@
 //! Making the block devices that volumes and journals stand on: NVMe by PCI
 //! address, TCP or vfio-user, files through Linux aio or io_uring, memory.
 //!
-//! NVMe goes through SPDK's public functions; the others have none and go
-//! through SPDK's configuration methods. All on the app thread.
+//! NVMe is attached through SPDK's public functions; what has none goes through
+//! SPDK's configuration methods. All on the app thread.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
@@ -147,27 +147,11 @@ impl Subsystems {
     /// Detaches a controller and removes its block devices.
     ///
     /// # Errors
-    /// [`Error::Errno`] with ENODEV when there is none of that name.
+    /// [`Error::Errno`] when there is none of that name.
     pub fn detach_nvme(&self, name: &str, pump: Pump<'_>) -> Result<(), Error> {
-        const CALL: &str = "spdk_bdev_nvme_delete";
-        let name = cstring("controller name", name)?;
-        let op = Op::<i32>::new();
-        let ctx = op.context();
-        // SAFETY: the name is copied; a null path means all of them.
-        let rc = unsafe {
-            sys::spdk_bdev_nvme_delete(
-                name.as_ptr(),
-                std::ptr::null(),
-                Some(super::op::done_status),
-                ctx,
-            )
-        };
-        if rc != 0 {
-            // SAFETY: refused, so the callback does not come.
-            unsafe { Op::<i32>::disown(ctx) };
-            check(CALL, rc)?;
-        }
-        check(CALL, op.wait("detaching an NVMe controller", pump)?)
+        // The public function wants a path id, whose structure is not public.
+        let params = json!({ "name": name }).to_string();
+        self.configure("bdev_nvme_detach_controller", &params, pump)
     }
 }
 

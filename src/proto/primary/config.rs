@@ -1,5 +1,6 @@
 //! What a primary shard is told at launch. Fixed for an epoch.
 
+use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{Epoch, GroupId, MapVersion, Seq, ShardId, VolumeId};
 use alloc::vec::Vec;
 
@@ -27,6 +28,8 @@ pub struct PrimaryConfig {
     pub mirrored_max: u32,
     /// Records under way to one receiver at once; the link's own bound.
     pub in_flight_max: u32,
+    /// A rule to break on purpose, in tests.
+    pub sabotage: Sabotage,
     /// This mover's memory was lost with updates that were not confirmed: its groups cannot form
     /// sets before a resynchronisation.
     pub unclean: bool,

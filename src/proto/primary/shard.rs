@@ -11,6 +11,7 @@ use super::view::PrimaryCounters;
 use crate::proto::command::{Command, HostTag, PayloadAt, RecordRole, Report, Token};
 use crate::proto::message::{BrokenReason, FactsPart, Message};
 use crate::proto::ranges::{Admission as RangeAdmission, RangeOrder};
+use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{
     BufRef, Epoch, Extent, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
     VolumeId,
@@ -109,6 +110,7 @@ pub struct PrimaryShard {
     pub(super) coordinator: ShardId,
     epoch: Epoch,
     map_version: MapVersion,
+    sabotage: Sabotage,
     pub(super) in_flight_max: u32,
     pub(super) slab: Slab,
     pub(super) volumes: Vec<Volume>,
@@ -179,6 +181,7 @@ impl PrimaryShard {
             coordinator: config.coordinator,
             epoch: config.epoch,
             map_version: config.map_version,
+            sabotage: config.sabotage,
             in_flight_max: config.in_flight_max,
             slab: Slab::new(config.retained_max),
             volumes,
@@ -274,6 +277,9 @@ impl PrimaryShard {
         }
         match self.order.admit(slot, info.volume, update.extent) {
             RangeAdmission::Ready => self.slab.get_mut(slot).flags |= FIRST_IN_RANGE,
+            RangeAdmission::Waits if self.sabotage.is(Sabotage::OverlapAtBase) => {
+                self.slab.get_mut(slot).flags |= FIRST_IN_RANGE;
+            }
             RangeAdmission::Waits => self.counters.overlaps += 1,
         }
         let mut rest = admitted.mirrors;
@@ -300,6 +306,13 @@ impl PrimaryShard {
         }
         if admitted.mirrors == 0 {
             self.became_safe(slot);
+        }
+        if self.sabotage.is(Sabotage::BaseBeforeMirror) {
+            self.try_base(slot);
+        }
+        if self.sabotage.is(Sabotage::AckBeforeMirror) {
+            let (tag, status) = (update.tag, NvmeStatus::SUCCESS);
+            self.commands.push_back(Command::CompleteHost { tag, status });
         }
         info
     }
@@ -367,7 +380,8 @@ impl PrimaryShard {
     #[inline]
     pub(super) fn try_base(&mut self, slot: u32) {
         let update = self.slab.get(slot);
-        if !update.has(SAFE | FIRST_IN_RANGE) || update.has(AT_BASE) {
+        let safe = update.has(SAFE) || self.sabotage.is(Sabotage::BaseBeforeMirror);
+        if !safe || !update.has(FIRST_IN_RANGE) || update.has(AT_BASE) {
             return;
         }
         let volume = &self.volumes[update.volume as usize];
@@ -419,8 +433,13 @@ impl PrimaryShard {
         update.flags |= VOID;
         let (mirrors, index) = (update.mirrors, update.volume as usize);
         self.counters.voids += 1;
+        if self.sabotage.is(Sabotage::ReuseNumber) {
+            self.volumes[index].next_seq = info.seq;
+        }
         let group = &mut self.groups[self.volumes[index].group];
-        if let Some(set) = group.sets.get_mut(info.set) {
+        if let Some(set) = group.sets.get_mut(info.set)
+            && !self.sabotage.is(Sabotage::DropVoid)
+        {
             set.void(index, &info);
         }
         let message =
@@ -526,7 +545,7 @@ impl PrimaryShard {
         info: &UpdateInfo,
         buf: BufRef,
     ) -> RecordVerdict {
-        if info.epoch != self.epoch {
+        if info.epoch != self.epoch && !self.sabotage.is(Sabotage::IgnoreEpoch) {
             self.counters.stale_epoch += 1;
             return RecordVerdict::StaleEpoch;
         }
@@ -543,7 +562,7 @@ impl PrimaryShard {
 
     /// A control message from `from`, sent in `epoch`.
     pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
-        if epoch != self.epoch {
+        if epoch != self.epoch && !self.sabotage.is(Sabotage::IgnoreEpoch) {
             self.counters.stale_epoch += 1;
             return;
         }
@@ -599,6 +618,9 @@ impl PrimaryShard {
             sets.push(set, now);
             self.map_version = map_version;
             self.commands.push_back(Command::Report(Report::SetOpened { group: id, set }));
+            if self.sabotage.is(Sabotage::ReleaseBeforeAllSwitched) {
+                self.release(now, index, set);
+            }
         }
         let message = Message::Prepared { group: id, set };
         self.commands.push_back(Command::Send { to: self.coordinator, message });

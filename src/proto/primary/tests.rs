@@ -4,6 +4,7 @@ use super::*;
 use crate::proto::boundary::{Boundary, BoundaryConfig, BoundaryGroup};
 use crate::proto::command::{Command, HostTag, RecordRole, Report, Token};
 use crate::proto::message::{BrokenReason, FactsPart, Message};
+use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{
     BufRef, Epoch, Extent, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
     VolumeId,
@@ -45,6 +46,7 @@ fn config(me: ShardId, other: ShardId, copies: u8) -> PrimaryConfig {
         mirrored_max: 64,
         in_flight_max: 16,
         unclean: false,
+        sabotage: Sabotage::None,
     }
 }
 
@@ -421,6 +423,7 @@ fn engine() -> Boundary {
         map_version: MapVersion(1),
         unix_offset_ns: 1_000_000,
         groups: vec![BoundaryGroup { id: G, period_ns: 100, first_set: SetId(1) }],
+        sabotage: Sabotage::None,
     })
 }
 

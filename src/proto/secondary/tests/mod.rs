@@ -5,6 +5,8 @@ mod committing;
 mod peers;
 mod receiving;
 mod recovering;
+mod rules;
+mod script;
 mod site;
 mod storing;
 

@@ -5,160 +5,27 @@
 //! the machines ask for. Shard m10.0 runs the coordinator; m10.1 is its sibling and crashes with
 //! it; m11.0 is another mover. m10.x and m11.0 are partners.
 
+use super::script::{
+    BLOCKS, COORDINATOR, EPOCH, History, Image, PRIMARY, Random, SHARDS, apply_to, update,
+};
 use crate::proto::command::{Command, JournalEntry, JournalPos, PayloadAt, RecordRole, Token};
-use crate::proto::message::{FactsPart, Message, VolumeFacts};
+use crate::proto::message::{FactsPart, Message};
 use crate::proto::sabotage::Sabotage;
 use crate::proto::secondary::{
     CoordinatorConfig, Receipt, Recovered, Secondary, ShardConfig, VolumeConfig,
 };
 use crate::proto::types::{
-    BufRef, Epoch, Extent, GroupId, MapVersion, MoverId, Nanos, NvmeStatus, Seq, SetId, ShardId,
-    UpdateKind, VolumeId,
+    BufRef, Extent, GroupId, MoverId, Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId,
 };
-use crate::wire::update::{UpdateInfo, digest_of};
+use crate::wire::update::UpdateInfo;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::format;
 use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-const EPOCH: Epoch = Epoch(1);
-const BLOCKS: u64 = 12;
-pub(super) const PRIMARY: ShardId = ShardId::new(1, 0);
-const COORDINATOR: ShardId = ShardId::new(10, 0);
-const SHARDS: [ShardId; 3] = [COORDINATOR, ShardId::new(10, 1), ShardId::new(11, 0)];
-
-/// Numbers from a seed (xorshift64*).
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-    pub(super) fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
-
-/// What a block holds: the number of the update that wrote it, 0 for zeroes.
-type Image = BTreeMap<VolumeId, Vec<u64>>;
-
-fn apply_to(image: &mut Image, info: &UpdateInfo) {
-    let blocks = image.entry(info.volume).or_insert_with(|| vec![0; BLOCKS as usize]);
-    for block in info.extent.lba..info.extent.end() {
-        blocks[block as usize] = if info.kind == UpdateKind::Write { info.seq.0 } else { 0 };
-    }
-}
-
-/// What the primary did, set by set.
-struct History {
-    groups: Vec<GroupId>,
-    owners: BTreeMap<VolumeId, (GroupId, ShardId)>,
-    /// Per group and set: updates, void ones included, and facts.
-    sets: BTreeMap<(GroupId, SetId), (Vec<UpdateInfo>, Vec<VolumeFacts>)>,
-    /// Per group and set: the volumes at that boundary.
-    images: BTreeMap<(GroupId, SetId), Image>,
-    last: SetId,
-}
-
-impl History {
-    fn new(random: &mut Random) -> Self {
-        let groups = vec![GroupId(1), GroupId(2)];
-        let mut owners = BTreeMap::new();
-        for volume in 0..6_u32 {
-            let group = groups[usize::from(volume >= 4)];
-            owners.insert(VolumeId(volume), (group, SHARDS[volume as usize % 3]));
-        }
-        let last = SetId(3 + random.below(5));
-        let (mut sets, mut images) = (BTreeMap::new(), BTreeMap::new());
-        for group in &groups {
-            let mut image = Image::new();
-            let mut next: BTreeMap<VolumeId, u64> = BTreeMap::new();
-            for (volume, (of, _)) in &owners {
-                if of == group {
-                    image.insert(*volume, vec![0; BLOCKS as usize]);
-                    next.insert(*volume, 1);
-                }
-            }
-            images.insert((*group, SetId(0)), image.clone());
-            for set in 1..=last.0 {
-                let (mut updates, mut facts) = (Vec::new(), Vec::new());
-                for (volume, next) in &mut next {
-                    let count = if random.chance(20) { 0 } else { random.below(10) };
-                    if count == 0 {
-                        continue;
-                    }
-                    let first = Seq(*next);
-                    let mut fact = VolumeFacts {
-                        volume: *volume,
-                        first,
-                        last: Seq(*next + count - 1),
-                        bytes: 0,
-                        digest: 0,
-                        voids: Vec::new(),
-                    };
-                    for seq in *next..*next + count {
-                        let info = update(random, *group, *volume, SetId(set), Seq(seq));
-                        if random.chance(12) {
-                            fact.voids.push(Seq(seq));
-                        } else {
-                            fact.bytes += u64::from(info.payload_len);
-                            fact.digest = fact.digest.wrapping_add(digest_of(&info));
-                            apply_to(&mut image, &info);
-                        }
-                        updates.push(info);
-                    }
-                    *next += count;
-                    facts.push(fact);
-                }
-                sets.insert((*group, SetId(set)), (updates, facts));
-                images.insert((*group, SetId(set)), image.clone());
-            }
-        }
-        Self { groups, owners, sets, images, last }
-    }
-}
-
-fn update(
-    random: &mut Random,
-    group: GroupId,
-    volume: VolumeId,
-    set: SetId,
-    seq: Seq,
-) -> UpdateInfo {
-    let blocks = 1 + random.below(4) as u32;
-    let lba = random.below(BLOCKS - u64::from(blocks) + 1);
-    let kind = [UpdateKind::Write, UpdateKind::Write, UpdateKind::WriteZeroes, UpdateKind::Write]
-        [random.below(4) as usize];
-    UpdateInfo {
-        kind,
-        fua: false,
-        payload_crc: random.below(1 << 30) as u32,
-        payload_len: if kind == UpdateKind::Write { blocks * 4096 } else { 0 },
-        volume,
-        group,
-        origin: MoverId(1),
-        owner: PRIMARY,
-        epoch: EPOCH,
-        map_version: MapVersion(1),
-        set,
-        seq,
-        extent: Extent { lba, blocks },
-        block_bytes: 4096,
-        list_seq: 0,
-        time_ns: 0,
-        time_error_ns: 0,
-    }
-}
-
 /// What is under way somewhere.
-enum Event {
+pub(super) enum Event {
     Message { from: ShardId, to: ShardId, message: Message },
     Record { from: ShardId, to: ShardId, role: RecordRole, info: UpdateInfo, sent: Option<Token> },
     Delivered { at: ShardId, token: Token },
@@ -166,47 +33,47 @@ enum Event {
     Flush { at: ShardId, token: Token, volume: VolumeId },
 }
 
-enum JournalStep {
+pub(super) enum JournalStep {
     Appended(Token, JournalPos),
     Flushed(Token, usize),
 }
 
 /// One poller with its journal and volumes. Journal and volumes outlive the machine.
-struct Node {
-    machine: Secondary,
+pub(super) struct Node {
+    pub(super) machine: Secondary,
     /// What the arena holds.
-    arena: BTreeMap<BufRef, UpdateInfo>,
-    steps: VecDeque<JournalStep>,
-    journal: Vec<(JournalPos, Recovered)>,
+    pub(super) arena: BTreeMap<BufRef, UpdateInfo>,
+    pub(super) steps: VecDeque<JournalStep>,
+    pub(super) journal: Vec<(JournalPos, Recovered)>,
     /// Entries that a crash cannot take.
-    durable: usize,
-    retired: JournalPos,
-    next_position: u64,
+    pub(super) durable: usize,
+    pub(super) retired: JournalPos,
+    pub(super) next_position: u64,
     /// Volumes as on the medium, and the writes that only their caches have.
-    medium: Image,
-    cached: Vec<UpdateInfo>,
+    pub(super) medium: Image,
+    pub(super) cached: Vec<UpdateInfo>,
 }
 
 /// The whole site, and the primary's view of it.
 pub(super) struct Site {
-    random: Random,
-    history: History,
-    nodes: BTreeMap<ShardId, Node>,
-    pool: Vec<Event>,
-    now: Nanos,
-    next_buf: u64,
+    pub(super) random: Random,
+    pub(super) history: History,
+    pub(super) nodes: BTreeMap<ShardId, Node>,
+    pub(super) pool: Vec<Event>,
+    pub(super) now: Nanos,
+    pub(super) next_buf: u64,
     /// How far the primary has sent each group.
-    cut: BTreeMap<GroupId, SetId>,
-    confirmed: BTreeMap<GroupId, SetId>,
-    applied: BTreeMap<GroupId, SetId>,
-    sabotage: Sabotage,
+    pub(super) cut: BTreeMap<GroupId, SetId>,
+    pub(super) confirmed: BTreeMap<GroupId, SetId>,
+    pub(super) applied: BTreeMap<GroupId, SetId>,
+    pub(super) sabotage: Sabotage,
     /// Whether things fail and crash.
-    faults: bool,
+    pub(super) faults: bool,
     pub(super) boundaries_seen: u64,
     pub(super) crashes: u64,
 }
 
-type Checked = Result<(), String>;
+pub(super) type Checked = Result<(), String>;
 
 impl Site {
     pub(super) fn new(seed: u64, sabotage: Sabotage) -> Self {
@@ -537,22 +404,6 @@ impl Site {
         Ok(())
     }
 
-    /// Invariant 8: what is confirmed survives a crash of the whole site.
-    fn check_confirmed(&self, group: GroupId, set: SetId) -> Checked {
-        for (shard, node) in &self.nodes {
-            let applied =
-                node.machine.shard().status().any(|s| s.group == group && s.applied >= set);
-            let durable = node.journal[..node.durable].iter().any(|(_, entry)| {
-                matches!(entry, Recovered::Manifest { message: Message::Manifest { group: g, set: s, .. } }
-                    if *g == group && *s == set)
-            });
-            if !applied && !durable {
-                return Err(format!("{group} {set} confirmed, {shard} could lose it"));
-            }
-        }
-        Ok(())
-    }
-
     fn drain_commands(&mut self) -> Checked {
         for shard in SHARDS {
             while let Some(command) = self.node(shard).machine.poll_command() {
@@ -648,21 +499,6 @@ impl Site {
         self.nodes[&at].arena.get(&buf).ok_or_else(|| format!("{buf} is not held at {at}"))
     }
 
-    /// Invariant 3: overlapping updates are never in flight together.
-    fn check_write(&self, at: ShardId, volume: VolumeId, extent: Extent, new: Token) -> Checked {
-        for event in &self.pool {
-            if let Event::Write { at: other, info, token, .. } = event
-                && (*other, info.volume) == (at, volume)
-                && info.extent.overlaps(extent)
-                && *token != new
-                && self.sabotage == Sabotage::None
-            {
-                return Err(format!("{volume} {extent:?} written while {:?} is", info.extent));
-            }
-        }
-        Ok(())
-    }
-
     /// The movers lose their memory, what their journals had not flushed but for a prefix, and
     /// some of what their volumes had not flushed; then they start again.
     fn crash(&mut self, movers: &[MoverId]) {
@@ -750,96 +586,5 @@ impl Site {
                 }
             }
         }
-    }
-
-    /// Invariants 6 and 7, at every instant.
-    fn check(&mut self) -> Checked {
-        for group in self.history.groups.clone() {
-            let rows: Vec<_> = self
-                .nodes
-                .values()
-                .map(|node| node.machine.shard().status().find(|s| s.group == group).unwrap())
-                .collect();
-            let applied = rows.iter().map(|row| row.applied).min().unwrap();
-            for row in &rows {
-                // T3: all of a set before any of the next.
-                if row.applying.is_some_and(|set| set > applied.next())
-                    || row.applied > applied.next()
-                {
-                    return Err(format!("{group} out of lockstep: {rows:?}"));
-                }
-            }
-            let node = &self.nodes[&COORDINATOR];
-            let status = node.machine.coordinator().unwrap().status();
-            let status = status.into_iter().find(|s| s.group == group).unwrap();
-            // Whatever is begun is committed, and its commit survives.
-            let committed = node.journal[..node.durable]
-                .iter()
-                .filter_map(|(_, entry)| match entry {
-                    Recovered::Commit { group: g, set, .. } if *g == group => Some(*set),
-                    _ => None,
-                })
-                .max()
-                .unwrap_or_default();
-            let begun = rows.iter().filter_map(|row| row.applying).max().unwrap_or_default();
-            if begun > committed || status.committed > committed {
-                return Err(format!("{group} {begun} begun, {committed} committed: {status:?}"));
-            }
-            if status.at_boundary {
-                self.boundaries_seen += 1;
-                self.check_image(group, status.applied)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// T4: the media are exactly at the boundary, whatever their caches have.
-    fn check_image(&self, group: GroupId, set: SetId) -> Checked {
-        for (volume, want) in &self.history.images[&(group, set)] {
-            let node = &self.nodes[&self.history.owners[volume].1];
-            if &node.medium[volume] != want {
-                let have = &node.medium[volume];
-                return Err(format!("{volume} is not at {group} {set}: {have:?}, not {want:?}"));
-            }
-            if node.cached.iter().any(|info| info.volume == *volume) {
-                return Err(format!("{volume} has unflushed writes at the boundary {set}"));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_end(&mut self) -> Checked {
-        let last = self.history.last;
-        for group in self.history.groups.clone() {
-            let status = self.nodes[&COORDINATOR].machine.coordinator().unwrap().status();
-            let status = status.into_iter().find(|s| s.group == group).unwrap();
-            if status.applied != last || !status.at_boundary || status.paused {
-                let shards: Vec<_> = self
-                    .nodes
-                    .values()
-                    .flat_map(|node| node.machine.shard().status().filter(|s| s.group == group))
-                    .collect();
-                return Err(format!("not all is applied: {status:?}, {shards:?}"));
-            }
-            if status.applied_cut_time_ns != last.0 * 1000 {
-                return Err(format!("cut time of {last}: {status:?}"));
-            }
-            if self.confirmed.get(&group) != Some(&last) || self.applied.get(&group) != Some(&last)
-            {
-                return Err(format!("the primary does not know that {group} {last} is applied"));
-            }
-            self.check_image(group, last)?;
-        }
-        for (shard, node) in &self.nodes {
-            // What is kept for a partner goes with the next set.
-            if let Some(info) = node
-                .arena
-                .values()
-                .find(|info| info.set != last || self.history.owners[&info.volume].1 == *shard)
-            {
-                return Err(format!("{shard} still holds {info:?}"));
-            }
-        }
-        Ok(())
     }
 }

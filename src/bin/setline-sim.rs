@@ -1,0 +1,303 @@
+//! `setline-sim`: runs simulated histories and reports what they broke. `docs/simulator.md`.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use clap::{Parser, ValueEnum};
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use owo_colors::OwoColorize;
+use serde_json::json;
+use setline::proto::sabotage::Sabotage;
+use setline::sim::campaign::{Campaign, Findings};
+use setline::sim::cluster::{Outcome, run};
+use setline::sim::profile::Knobs;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Runs the protocol in a simulated cluster with faults, and checks every invariant after every
+/// event.
+///
+/// One seed is one history: the same seed, knobs and version give the same one. Exit codes: 0 no
+/// violation, 1 a violation was found (its seed and how to replay it are printed), 2 usage.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Options {
+    /// The first seed; a fresh one when left out
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How many seeds, counting up [default: 1 with --seed, otherwise 1000; unbounded with --minutes]
+    #[arg(long, value_name = "M")]
+    seeds: Option<u64>,
+    /// Begin no new seed after so many minutes
+    #[arg(long, value_name = "T")]
+    minutes: Option<f64>,
+    /// Threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    /// Stop after so many failed seeds
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    failures: usize,
+    /// Lines of the trace to show of a failed seed; with a single seed, also of a clean one
+    #[arg(long, value_name = "LINES")]
+    tail: Option<usize>,
+    /// Break a rule of the protocol on purpose; "list" names them
+    #[arg(long, value_name = "VARIANT", value_parser = broken)]
+    broken: Option<Broken>,
+    /// How to report
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+    /// Primary movers instead of what the seed draws
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=5), help_heading = "Knobs")]
+    primary: Option<u16>,
+    /// Secondary movers
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=3), help_heading = "Knobs")]
+    secondary: Option<u16>,
+    /// Pollers of each mover
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2), help_heading = "Knobs")]
+    pollers: Option<u8>,
+    /// Volumes
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Knobs")]
+    volumes: Option<u32>,
+    /// Copies of each update; never more than primary movers
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=5), help_heading = "Knobs")]
+    copies: Option<u8>,
+    /// Updates that hosts issue
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Knobs")]
+    updates: Option<u32>,
+    /// Microseconds between set boundaries
+    #[arg(long, value_parser = clap::value_parser!(u64).range(50..), help_heading = "Knobs")]
+    period_us: Option<u64>,
+    /// No loss, duplication, damage or stragglers
+    #[arg(long, help_heading = "Knobs")]
+    calm_network: bool,
+    /// No disk errors
+    #[arg(long, help_heading = "Knobs")]
+    calm_disks: bool,
+    /// No crashes, partitions, stalls or messages of old epochs
+    #[arg(long, help_heading = "Knobs")]
+    calm_movers: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Broken {
+    List,
+    Variant(Sabotage),
+}
+
+fn broken(name: &str) -> Result<Broken, String> {
+    if name == "list" {
+        return Ok(Broken::List);
+    }
+    if !Sabotage::COMPILED_IN {
+        return Err("this build carries data and has no hooks to break it; build with \
+                    --no-default-features"
+            .to_owned());
+    }
+    let known = || Sabotage::ALL.map(Sabotage::name).join(", ");
+    Sabotage::from_name(name).map(Broken::Variant).ok_or_else(|| format!("one of {}", known()))
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if options.broken == Some(Broken::List) {
+        for variant in Sabotage::ALL {
+            println!("{}", variant.name());
+        }
+        return ExitCode::SUCCESS;
+    }
+    let campaign = campaign(&options);
+    let bar = bar(&campaign);
+    let findings = campaign.run(|done| bar.set_position(done));
+    bar.finish_and_clear();
+    let tail = options.tail.unwrap_or(60);
+    let shown: Vec<Outcome> =
+        findings.failures.iter().map(|failed| run(failed.seed, &campaign.knobs, tail)).collect();
+    match options.output {
+        Output::Json => print_json(&campaign, &findings, &shown),
+        Output::Text => {
+            print_text(&campaign, &findings, &shown);
+            if campaign.seeds == 1
+                && shown.is_empty()
+                && let Some(tail) = options.tail
+            {
+                let outcome = run(campaign.first, &campaign.knobs, tail);
+                print_history(&outcome);
+            }
+        }
+    }
+    if findings.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn campaign(options: &Options) -> Campaign {
+    let fresh = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs() << 20);
+    let default = match (options.seed, options.minutes) {
+        (_, Some(_)) => u64::MAX,
+        (Some(_), None) => 1,
+        (None, None) => 1000,
+    };
+    let sabotage = match options.broken {
+        Some(Broken::Variant(variant)) => variant,
+        Some(Broken::List) | None => Sabotage::None,
+    };
+    Campaign {
+        first: options.seed.unwrap_or_else(fresh),
+        seeds: options.seeds.unwrap_or(default),
+        time: options.minutes.map(|minutes| Duration::from_secs_f64(minutes.max(0.0) * 60.0)),
+        jobs: usize::from(options.jobs),
+        failures_max: options.failures.max(1),
+        knobs: Knobs {
+            primaries: options.primary,
+            secondaries: options.secondary,
+            pollers: options.pollers,
+            volumes: options.volumes,
+            copies: options.copies,
+            updates: options.updates,
+            period_ns: options.period_us.map(|us| us * 1000),
+            calm_network: options.calm_network,
+            calm_disks: options.calm_disks,
+            calm_movers: options.calm_movers,
+            sabotage,
+        },
+    }
+}
+
+fn bar(campaign: &Campaign) -> ProgressBar {
+    if !std::io::stderr().is_terminal() || campaign.seeds < 32 {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = if campaign.seeds == u64::MAX {
+        (ProgressBar::new_spinner(), "{spinner} {pos} seeds, {per_sec}, {elapsed}")
+    } else {
+        (ProgressBar::new(campaign.seeds), "{bar:40} {pos}/{len} seeds, {per_sec}, {eta} left")
+    };
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// The command line that runs one seed of the campaign again.
+fn replay(campaign: &Campaign, seed: u64) -> String {
+    let knobs = &campaign.knobs;
+    let mut line = format!("setline-sim --seed {seed}");
+    let mut add = |name: &str, value: Option<u64>| {
+        if let Some(value) = value {
+            line.push_str(&format!(" --{name} {value}"));
+        }
+    };
+    add("primary", knobs.primaries.map(u64::from));
+    add("secondary", knobs.secondaries.map(u64::from));
+    add("pollers", knobs.pollers.map(u64::from));
+    add("volumes", knobs.volumes.map(u64::from));
+    add("copies", knobs.copies.map(u64::from));
+    add("updates", knobs.updates.map(u64::from));
+    add("period-us", knobs.period_ns.map(|ns| ns / 1000));
+    let flags = [
+        (knobs.calm_network, "calm-network"),
+        (knobs.calm_disks, "calm-disks"),
+        (knobs.calm_movers, "calm-movers"),
+    ];
+    for (_, name) in flags.iter().filter(|(on, _)| *on) {
+        line.push_str(&format!(" --{name}"));
+    }
+    if knobs.sabotage != Sabotage::None {
+        line.push_str(&format!(" --broken {}", knobs.sabotage.name()));
+    }
+    line
+}
+
+fn seeds_per_minute(findings: &Findings) -> f64 {
+    findings.seeds as f64 * 60.0 / findings.elapsed.as_secs_f64().max(1e-9)
+}
+
+fn print_text(campaign: &Campaign, findings: &Findings, shown: &[Outcome]) {
+    let colour = std::io::stdout().is_terminal();
+    for outcome in shown {
+        print_history(outcome);
+        let text = outcome.violation.as_ref().map_or_else(String::new, ToString::to_string);
+        let head = format!("seed {}: {text}", outcome.seed);
+        println!("{}", if colour { head.red().bold().to_string() } else { head });
+        println!("replay: {}\n", replay(campaign, outcome.seed));
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let mut list = findings.stats.list();
+    list.retain(|(name, _)| *name != "virtual_ns");
+    let rows = list.len().div_ceil(3);
+    for row in 0..rows {
+        let cells = (row..list.len()).step_by(rows).flat_map(|i| {
+            let (name, count) = list[i];
+            [name.replace('_', " "), count.to_string()]
+        });
+        table.add_row(cells);
+    }
+    for column in [1, 3, 5] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(comfy_table::CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+    println!(
+        "{} seeds from {} in {:.1} s, {:.0} per minute; {:.1} s of virtual time; trace hash {:016x}",
+        findings.seeds,
+        campaign.first,
+        findings.elapsed.as_secs_f64(),
+        seeds_per_minute(findings),
+        findings.stats.virtual_ns as f64 / 1e9,
+        findings.hash,
+    );
+    let verdict = match findings.failures.len() {
+        0 => "no violation".to_owned(),
+        1 => "1 seed broke an invariant".to_owned(),
+        n => format!("{n} seeds broke an invariant"),
+    };
+    println!("{}", if colour { verdict.bold().to_string() } else { verdict });
+}
+
+fn print_history(outcome: &Outcome) {
+    for line in &outcome.tail {
+        println!("{line}");
+    }
+    println!("{:?}", outcome.profile);
+}
+
+fn print_json(campaign: &Campaign, findings: &Findings, shown: &[Outcome]) {
+    let violations: Vec<_> = shown
+        .iter()
+        .map(|outcome| {
+            json!({
+                "seed": outcome.seed,
+                "invariant": outcome.violation.as_ref().map(|v| v.invariant),
+                "text": outcome.violation.as_ref().map(|v| v.text.clone()),
+                "replay": replay(campaign, outcome.seed),
+                "trace_hash": format!("{:016x}", outcome.hash),
+                "tail": outcome.tail,
+            })
+        })
+        .collect();
+    let coverage: serde_json::Map<_, _> = findings
+        .stats
+        .list()
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), json!(count)))
+        .collect();
+    let report = json!({
+        "first_seed": campaign.first,
+        "seeds": findings.seeds,
+        "violations": violations,
+        "seconds": findings.elapsed.as_secs_f64(),
+        "seeds_per_minute": seeds_per_minute(findings),
+        "trace_hash": format!("{:016x}", findings.hash),
+        "broken": campaign.knobs.sabotage.name(),
+        "coverage": coverage,
+    });
+    println!("{report:#}");
+}

@@ -1,0 +1,346 @@
+//! Builds the cluster that a profile describes, and starts its movers.
+
+use super::arena::Arena;
+use super::cluster::{Cluster, EPOCH, Event, GROUP};
+use super::disk::VolumeDisk;
+use super::hosts::Host;
+use super::journal::{Content, JournalDevice};
+use super::network::Network;
+use super::node::{Poller, Port};
+use super::observer::{Observer, Verdict};
+use super::prng::Rng;
+use super::profile::{MS, Profile, US};
+use super::queue::EventQueue;
+use super::stats::Stats;
+use super::trace::Trace;
+use crate::proto::boundary::{Boundary, BoundaryConfig, BoundaryGroup};
+use crate::proto::link::{Link, LinkConfig, PeerEpoch};
+use crate::proto::node::{Machines, Node};
+use crate::proto::primary::{
+    GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, PrimaryShard, VolumeConfig,
+};
+use crate::proto::secondary::{
+    CoordinatorConfig, Recovered, Secondary, ShardConfig, VolumeConfig as TargetConfig,
+};
+use crate::proto::types::{MapVersion, MoverId, Nanos, Seq, SetId, ShardId, VolumeId};
+use crate::wire::packet::{Incarnation, Site};
+use std::collections::VecDeque;
+
+impl Cluster {
+    pub(super) fn new(profile: Profile, rng: &mut Rng, trace: Trace) -> Self {
+        let mut layout = rng.fork();
+        let pollers = usize::from(profile.pollers);
+        let primaries = usize::from(profile.primaries) * pollers;
+        let secondaries = usize::from(profile.secondaries) * pollers;
+        let shards = primaries + secondaries;
+        let mut owners = Vec::new();
+        let mut targets = Vec::new();
+        let mut counts = vec![0; primaries];
+        for _ in 0..profile.volumes {
+            let owner = layout.below(primaries as u64) as usize;
+            owners.push((owner, counts[owner]));
+            counts[owner] += 1;
+            targets.push(primaries + layout.below(secondaries as u64) as usize);
+        }
+        let blocks = profile.blocks as usize;
+        let disks = || (0..profile.volumes).map(|_| VolumeDisk::new(blocks)).collect();
+        let mut cluster = Self {
+            queue: EventQueue::new(Nanos(MS)),
+            pollers: Vec::new(),
+            primaries,
+            observer: Observer::new(u32::from(profile.copies), shards, primaries, &targets, blocks),
+            base: disks(),
+            target: disks(),
+            journals: (0..shards).map(|_| JournalDevice::default()).collect(),
+            owners,
+            hosts: (0..profile.hosts).map(|_| Host::default()).collect(),
+            host_of: Vec::new(),
+            network: Network::new(
+                rng.fork(),
+                profile.network,
+                usize::from(profile.primaries + profile.secondaries),
+                usize::from(profile.primaries),
+            ),
+            disk_ops: 0,
+            net_rng: rng.fork(),
+            disk_rng: rng.fork(),
+            host_rng: rng.fork(),
+            fault_rng: rng.fork(),
+            trace,
+            stats: Stats::default(),
+            healed_at: None,
+            profile,
+        };
+        for index in 0..shards {
+            let poller = Poller::new(cluster.shard_id(index), cluster.new_arena(), shards);
+            cluster.pollers.push(poller);
+        }
+        cluster
+    }
+
+    /// Starts all movers and hosts.
+    ///
+    /// # Errors
+    /// What the observer finds.
+    pub(super) fn start(&mut self) -> Verdict {
+        for mover in 0..self.profile.primaries + self.profile.secondaries {
+            self.launch(MoverId(mover))?;
+        }
+        for host in 0..self.hosts.len() {
+            let think = self.host_rng.below(MS);
+            self.queue.after(think, Event::Host { host });
+        }
+        self.schedule_faults();
+        self.queue.after(MS, Event::Check);
+        Ok(())
+    }
+
+    /// The address of the poller with this index.
+    pub(super) fn shard_id(&self, index: usize) -> ShardId {
+        let pollers = usize::from(self.profile.pollers);
+        ShardId::new((index / pollers) as u16, (index % pollers) as u8)
+    }
+
+    /// The pollers of a mover.
+    pub(super) fn shards_of(&self, mover: MoverId) -> std::ops::Range<usize> {
+        let pollers = usize::from(self.profile.pollers);
+        usize::from(mover.0) * pollers..(usize::from(mover.0) + 1) * pollers
+    }
+
+    /// The index of the poller with this address.
+    pub(super) fn shard_index(&self, id: ShardId) -> usize {
+        usize::from(id.mover.0) * usize::from(self.profile.pollers) + usize::from(id.poller)
+    }
+
+    /// The arena of a poller that starts.
+    pub(super) fn new_arena(&self) -> Arena {
+        // Every other mover may use all that it was granted.
+        let mirror_bytes = self.profile.grant_bytes * u64::from(self.profile.primaries);
+        Arena::new(self.profile.own_bytes, mirror_bytes)
+    }
+
+    /// Starts a mover's pollers.
+    ///
+    /// # Errors
+    /// What the observer finds in their first turn.
+    pub(super) fn launch(&mut self, mover: MoverId) -> Verdict {
+        let shards = self.shards_of(mover);
+        for index in shards.clone() {
+            self.launch_poller(index);
+        }
+        // The rings to the other pollers of the same mover need no session.
+        let now = self.queue.now();
+        for index in shards.clone() {
+            for peer in shards.clone().filter(|peer| *peer != index) {
+                let peer = self.shard_id(peer);
+                if let Some(node) = &mut self.pollers[index].node {
+                    node.handle_peer_up(now, peer);
+                }
+            }
+        }
+        for index in shards {
+            self.settle(index)?;
+        }
+        Ok(())
+    }
+
+    fn launch_poller(&mut self, index: usize) {
+        let now = self.queue.now();
+        self.pollers[index].life += 1;
+        let (machines, other) = if index < self.primaries {
+            (self.primary_machines(index), self.primaries..self.pollers.len())
+        } else {
+            (self.secondary_machines(index), 0..self.primaries)
+        };
+        let mut other: Vec<MoverId> = other.map(|i| self.shard_id(i).mover).collect();
+        other.dedup();
+        let node = Node::new(self.shard_id(index), EPOCH, other, machines, now);
+        self.pollers[index].node = Some(Box::new(node));
+        self.pollers[index].ports.clear();
+        for peer in 0..self.pollers.len() {
+            let place = self.need_link(index, peer).then_some(self.pollers[index].ports.len());
+            self.pollers[index].port_of[peer] = place;
+            if place.is_some() {
+                let link = self.new_link(index, peer, now);
+                let port = Port { link, peer, unsent: VecDeque::new(), touched: true };
+                self.pollers[index].ports.push(port);
+            }
+        }
+    }
+
+    /// Whether two pollers have anything to say to one another.
+    fn need_link(&self, a: usize, b: usize) -> bool {
+        let (a, b) = (a.min(b), a.max(b));
+        let (one, other) = (self.shard_id(a), self.shard_id(b));
+        if one.mover == other.mover {
+            return false;
+        }
+        let coordinates = |index: usize| index == 0 || index == self.primaries;
+        let same_site = (a < self.primaries) == (b < self.primaries);
+        if same_site {
+            one.poller == other.poller || coordinates(a) || coordinates(b)
+        } else {
+            let transfers =
+                |v: usize| self.owners[v].0 == a && self.observer.volumes[v].target == b;
+            coordinates(a) && coordinates(b) || (0..self.owners.len()).any(transfers)
+        }
+    }
+
+    fn new_link(&self, index: usize, peer: usize, now: Nanos) -> Link {
+        let node = &self.pollers[index];
+        let config = LinkConfig {
+            site: if index < self.primaries { Site::Primary } else { Site::Secondary },
+            payload_bytes_max: 256,
+            data_window: 64,
+            control_window: 64,
+            records_max: 256,
+            messages_max: 64,
+            message_store_bytes: 128 * 1024,
+            assemblies_max: 16,
+            rto_initial_ns: 4 * MS,
+            rto_min_ns: 200 * US,
+            rto_max_ns: 20 * MS,
+            reorder_ns: 20 * US,
+            heartbeat_ns: self.profile.heartbeat_ns,
+            silent_ns: 20 * self.profile.heartbeat_ns,
+        };
+        // A life is a new incarnation; any growing number does.
+        let me = Incarnation::new(u64::from(node.life)).unwrap_or(Incarnation::MAX);
+        let mut link = Link::new(config, node.id, self.shard_id(peer), me, now);
+        let same_site = (index < self.primaries) == (peer < self.primaries);
+        let accepted =
+            if same_site { PeerEpoch::Exactly(EPOCH) } else { PeerEpoch::AtLeast(EPOCH) };
+        link.set_epoch(EPOCH, accepted);
+        link
+    }
+
+    /// Whether a poller's mover is down.
+    pub(super) fn is_down(&self, index: usize) -> bool {
+        self.pollers[index].node.is_none()
+    }
+
+    fn primary_machines(&self, index: usize) -> Machines {
+        let me = self.shard_id(index);
+        let profile = &self.profile;
+        let coordinator = ShardId::new(0, 0);
+        let mirrors: Vec<MirrorPeer> = (0..profile.primaries)
+            .filter(|mover| *mover != me.mover.0)
+            .map(|mover| MirrorPeer {
+                shard: ShardId::new(mover, me.poller),
+                grant_bytes: profile.grant_bytes,
+            })
+            .collect();
+        let volumes = (0..profile.volumes)
+            .filter(|v| self.owners[*v as usize].0 == index)
+            .map(|v| VolumeConfig {
+                id: VolumeId(v),
+                group: GROUP,
+                block_bytes: profile.block_bytes,
+                has_base: true,
+                target: Some(self.shard_id(self.observer.volumes[v as usize].target)),
+                next_seq: Seq(1),
+            })
+            .collect();
+        let config = PrimaryConfig {
+            me,
+            coordinator,
+            epoch: EPOCH,
+            map_version: MapVersion(1),
+            mirrors,
+            groups: vec![GroupConfig {
+                id: GROUP,
+                copies: profile.copies,
+                policy: if profile.mirror_by_load {
+                    MirrorPolicy::Load
+                } else {
+                    MirrorPolicy::Partner(0)
+                },
+                numbering: Numbering::Volume,
+            }],
+            volumes,
+            retained_max: 256,
+            mirrored_max: 1024,
+            in_flight_max: profile.in_flight,
+            unclean: false,
+            sabotage: profile.sabotage,
+        };
+        let boundary = (me == coordinator).then(|| {
+            Boundary::new(&BoundaryConfig {
+                me,
+                shards: (0..self.primaries).map(|i| self.shard_id(i)).collect(),
+                secondary: Some(ShardId::new(profile.primaries, 0)),
+                backup: (profile.primaries > 1).then(|| ShardId::new(1, 0)),
+                epoch: EPOCH,
+                map_version: MapVersion(1),
+                unix_offset_ns: 1_000_000_000_000,
+                groups: vec![BoundaryGroup {
+                    id: GROUP,
+                    period_ns: profile.period_ns,
+                    first_set: SetId(1),
+                }],
+                sabotage: profile.sabotage,
+            })
+        });
+        Machines::Primary { shard: PrimaryShard::new(&config), boundary }
+    }
+
+    /// A secondary poller's machines, with what its journal has.
+    fn secondary_machines(&mut self, index: usize) -> Machines {
+        let me = self.shard_id(index);
+        let profile = &self.profile;
+        let coordinator = self.shard_id(self.primaries);
+        let target = |volume: u32| self.observer.volumes[volume as usize].target;
+        let next = profile.primaries + (me.mover.0 - profile.primaries + 1) % profile.secondaries;
+        let shard = ShardConfig {
+            me,
+            epoch: EPOCH,
+            coordinator,
+            partner: (profile.secondaries > 1).then(|| ShardId::new(next, me.poller)),
+            primaries: (0..self.primaries).map(|i| self.shard_id(i)).collect(),
+            groups: vec![GROUP],
+            volumes: (0..profile.volumes)
+                .filter(|volume| target(*volume) == index)
+                .map(|volume| TargetConfig {
+                    id: VolumeId(volume),
+                    group: GROUP,
+                    block_bytes: profile.block_bytes,
+                    blocks: u64::from(profile.blocks),
+                })
+                .collect(),
+            apply_depth: profile.apply_depth,
+            sabotage: profile.sabotage,
+        };
+        let coordinator = (me == coordinator).then(|| CoordinatorConfig {
+            me,
+            primary_coordinator: ShardId::new(0, 0),
+            shards: (self.primaries..self.pollers.len()).map(|i| self.shard_id(i)).collect(),
+            groups: vec![GROUP],
+            volumes: (0..profile.volumes)
+                .map(|volume| (VolumeId(volume), self.shard_id(target(volume))))
+                .collect(),
+            sabotage: profile.sabotage,
+        });
+        let mut secondary = Secondary::new(shard, coordinator);
+        // What a journal is read from is flushed first: it may still lie in a volatile cache, and
+        // the machine takes it for durable.
+        let end = self.journals[index].end();
+        self.journals[index].flushed(end);
+        self.note_commits(index);
+        for (position, content) in self.journals[index].recover() {
+            let entry = match content.clone() {
+                Content::Record { info, role, .. } => {
+                    self.stats.recovered_records += 1;
+                    Recovered::Record { role, info }
+                }
+                Content::Manifest(message) => Recovered::Manifest { message },
+                Content::Commit { group, set, cut_time_ns } => {
+                    Recovered::Commit { group, set, cut_time_ns }
+                }
+                Content::Applied { group, set } => Recovered::Applied { group, set },
+            };
+            secondary.recover(position, entry);
+        }
+        secondary.recovered(self.queue.now());
+        Machines::Secondary(secondary)
+    }
+}

@@ -1,0 +1,265 @@
+//! Carries out what the machines want done.
+
+use super::arena::{Record, Room};
+use super::cluster::{Cluster, Event};
+use super::disk::DiskOp;
+use super::observer::{Verdict, WriteId, ensure};
+use super::profile::block_values;
+use crate::mem::crc32c::crc32c;
+use crate::proto::command::{Command, HostTag, PayloadAt, Report, Token};
+use crate::proto::message::Message;
+use crate::proto::primary::HostUpdate;
+use crate::proto::types::{BufRef, Extent, NvmeStatus, UpdateKind, VolumeId};
+use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader};
+use zerocopy::IntoBytes;
+
+impl Cluster {
+    /// Carries out one command of a poller's machines.
+    pub(super) fn execute(&mut self, node: usize, command: Command) -> Verdict {
+        match command {
+            Command::Send { to, message } => {
+                let to = self.shard_index(to);
+                self.check_message(node, to, &message)?;
+                self.send_message(node, to, &message);
+                Ok(())
+            }
+            Command::SendRecord { to, role, buf, token } => {
+                let to = self.shard_index(to);
+                self.send_record(node, to, role, buf, token)
+            }
+            Command::Write { volume, kind, extent, fua, payload, token } => {
+                if node < self.primaries {
+                    self.base_write(node, volume, kind, extent, fua, payload, token)
+                } else {
+                    self.target_write(node, volume, kind, extent, fua, payload, token)
+                }
+            }
+            Command::CompleteHost { tag, status } => self.complete_host(tag, status),
+            Command::Free { buf } => self.free(node, buf),
+            Command::Report(report) => self.report(node, &report),
+            Command::Journal { entry, token } => self.journal(node, entry, token),
+            Command::JournalFlush { token } => {
+                self.journal_flush(node, token);
+                Ok(())
+            }
+            Command::JournalRetire { before } => {
+                self.journals[node].retire(before, &mut self.disk_rng);
+                Ok(())
+            }
+            Command::Flush { volume, token } => {
+                self.target_flush(node, volume, token);
+                Ok(())
+            }
+        }
+    }
+
+    /// Messages whose sending is an act that an invariant speaks of.
+    fn check_message(&mut self, node: usize, to: usize, message: &Message) -> Verdict {
+        match message {
+            Message::Manifest { set, .. } if node < self.primaries && to >= self.primaries => {
+                self.observer.manifest_sent(*set)
+            }
+            Message::Confirmed { set, .. } if node >= self.primaries => {
+                let committed = self.observer.committed;
+                ensure!(
+                    7,
+                    *set <= committed,
+                    "{set} was confirmed, the last durable commit is {committed}"
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn free(&mut self, node: usize, buf: BufRef) -> Verdict {
+        let Some(record) = self.pollers[node].arena.remove(buf) else {
+            ensure!(0, false, "{} frees a record twice", self.pollers[node].id);
+            return Ok(());
+        };
+        if node < self.primaries {
+            let mover = self.pollers[node].id.mover.0;
+            self.observer.freed(mover, &record.info)?;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, node: usize, report: &Report) -> Verdict {
+        let now = self.queue.now();
+        let id = self.pollers[node].id;
+        self.trace.note(now, b'P', [node as u64], |out| write!(out, "{id} reports {report:?}"));
+        match report {
+            Report::SetOpened { set, .. } => {
+                self.observer.opened(node, *set);
+                Ok(())
+            }
+            Report::SetFormed { updates, .. } => {
+                self.stats.sets_empty += u64::from(*updates == 0);
+                Ok(())
+            }
+            Report::Void { volume, seq, .. } => {
+                self.observer.void_reported(volume.0 as usize, *seq)
+            }
+            Report::Broken { reason, .. } => {
+                ensure!(10, false, "{id} calls the group broken ({reason:?}) without need");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries to hand a host update to its responsible shard. False when there is no room.
+    pub(super) fn admit(&mut self, write: WriteId) -> Result<bool, super::observer::Violation> {
+        let host_write = &self.observer.writes[write as usize];
+        let (volume, kind, extent) = (host_write.volume, host_write.kind, host_write.extent);
+        let (node, index) = self.owners[volume];
+        let payload_len = match kind {
+            UpdateKind::Write => extent.blocks * self.profile.block_bytes,
+            UpdateKind::WriteZeroes | UpdateKind::Deallocate => 0,
+        };
+        let record_bytes = UPDATE_HEADER_BYTES + payload_len as usize;
+        let has_room = self.pollers[node].arena.has_room(Room::Own, record_bytes);
+        let now = self.queue.now();
+        let Some(machines) = self.pollers[node].node.as_mut() else { return Ok(false) };
+        if !has_room {
+            machines.handle_pressure(now);
+            return Ok(false);
+        }
+        let Some(shard) = machines.primary() else { return Ok(false) };
+        let Ok(admitted) = shard.admit(index, record_bytes as u32) else { return Ok(false) };
+        let mut bytes = vec![0; UPDATE_HEADER_BYTES];
+        if kind == UpdateKind::Write {
+            for lba in extent.lba..extent.end() {
+                let value = host_write.value_at(write, lba).to_le_bytes();
+                for _ in 0..self.profile.block_bytes / 8 {
+                    bytes.extend_from_slice(&value);
+                }
+            }
+        }
+        let payload_crc = crc32c(&bytes[UPDATE_HEADER_BYTES..]);
+        // The record's place is known before its number is.
+        let fua = self.host_rng.chance(self.profile.fua_ppm);
+        let placeholder = Record { bytes, info: super::arena::blank_info(), room: Room::Own };
+        let buf = self.pollers[node].arena.insert(placeholder);
+        let update = HostUpdate {
+            tag: HostTag(u64::from(write)),
+            volume: index,
+            kind,
+            extent,
+            fua,
+            payload_len,
+            payload_crc: if kind == UpdateKind::Write { payload_crc } else { 0 },
+            buf,
+            record_bytes: record_bytes as u32,
+            list_seq: 0,
+            time_ns: 0,
+            time_error_ns: 0,
+        };
+        let machines = self.pollers[node].node.as_mut();
+        let Some(shard) = machines.and_then(|m| m.primary()) else { return Ok(false) };
+        let info = shard.host_update(admitted, &update);
+        if let Some(record) = self.pollers[node].arena.get_mut(buf) {
+            record.bytes[..UPDATE_HEADER_BYTES]
+                .copy_from_slice(UpdateHeader::seal(&info).as_bytes());
+            record.info = info;
+        }
+        self.trace.note(now, b'N', [write.into(), info.seq.0, info.set.0], |out| {
+            write!(out, "write {write} is {} of {} in {}", info.seq, info.volume, info.set)
+        });
+        self.observer.numbered(write, &info)?;
+        self.observer.stored(self.pollers[node].id.mover.0, &info)?;
+        Ok(true)
+    }
+
+    /// Takes updates that wait for room, oldest first, while there is room.
+    pub(super) fn admit_waiting(
+        &mut self,
+        node: usize,
+    ) -> Result<bool, super::observer::Violation> {
+        let mut any = false;
+        while let Some(write) = self.pollers[node].waiting.front().copied() {
+            if !self.admit(write)? {
+                break;
+            }
+            self.pollers[node].waiting.pop_front();
+            any = true;
+        }
+        Ok(any)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn base_write(
+        &mut self,
+        node: usize,
+        volume: VolumeId,
+        kind: UpdateKind,
+        extent: Extent,
+        fua: bool,
+        payload: PayloadAt,
+        token: Token,
+    ) -> Verdict {
+        let index = volume.0 as usize;
+        let (write, values) = match payload {
+            PayloadAt::Buf(buf) => {
+                let record = self.pollers[node].arena.get(buf);
+                ensure!(0, record.is_some(), "a freed record is written to {volume}");
+                let Some(record) = record else { return Ok(()) };
+                (
+                    self.observer.find(index, record.info.seq),
+                    block_values(&record.bytes, self.profile.block_bytes),
+                )
+            }
+            PayloadAt::None => (
+                self.observer.waiting_at_base(index, kind, extent),
+                vec![0; extent.blocks as usize],
+            ),
+            PayloadAt::Journal(_) => (None, Vec::new()),
+        };
+        let Some(write) = write else {
+            ensure!(3, false, "a base write of {volume} at {extent:?} belongs to no update");
+            return Ok(());
+        };
+        self.observer.base_submitted(write)?;
+        let now = self.queue.now();
+        self.trace.note(now, b'B', [write.into()], |out| {
+            write!(out, "write {write} goes to the base of {volume} at {extent:?}")
+        });
+        let op = self.disk_op();
+        self.base[index].submit_write(op, extent.lba, values, fua);
+        let after = self.disk_rng.delay(self.profile.write_ns);
+        self.queue.after(after, Event::Base { node, op, write, token });
+        Ok(())
+    }
+
+    pub(super) fn disk_op(&mut self) -> DiskOp {
+        self.disk_ops += 1;
+        DiskOp(self.disk_ops)
+    }
+
+    pub(super) fn base_ends(
+        &mut self,
+        node: usize,
+        op: DiskOp,
+        write: WriteId,
+        token: Token,
+    ) -> Verdict {
+        let volume = self.observer.writes[write as usize].volume;
+        let ok = !self.disk_rng.chance(self.profile.disks.base_ppm);
+        if ok {
+            self.base[volume].complete(op);
+        } else {
+            self.stats.base_errors += 1;
+            self.base[volume].fail(op, &mut self.disk_rng);
+        }
+        self.observer.base_ended(write, ok);
+        let now = self.queue.now();
+        self.trace.note(now, b'D', [write.into(), u64::from(ok)], |out| {
+            write!(out, "the base {} write {write}", if ok { "has" } else { "failed" })
+        });
+        let status = if ok { NvmeStatus::SUCCESS } else { NvmeStatus::WRITE_FAULT };
+        if let Some(machines) = &mut self.pollers[node].node {
+            machines.handle_written(now, token, status);
+        }
+        self.settle(node)
+    }
+}

@@ -1,0 +1,34 @@
+//! The deterministic simulator: the protocol's own code under a simulated cluster, with faults,
+//! and an observer that knows everything.
+//!
+//! One seed is one history ([`cluster::run`]): sizes, loads and faults are drawn from it
+//! ([`profile`]), virtual time jumps from event to event ([`queue`]), every choice comes from one
+//! generator ([`prng`]). After every event the observer checks the invariants of
+//! `docs/protocol.md` ([`observer`], [`observe_secondary`]); at the end the faults stop, and
+//! everything must come to rest: all applied, both sites equal, no memory held.
+//! `docs/simulator.md` says what is modelled and what is not.
+//!
+//! It does not simulate SPDK, DPDK, the pollers' loops or the control thread.
+
+pub mod arena;
+mod build;
+pub mod campaign;
+pub mod cluster;
+pub mod disk;
+mod exec;
+mod exec_secondary;
+mod faults;
+mod hosts;
+pub mod journal;
+mod net;
+pub mod network;
+mod node;
+pub mod observe_secondary;
+pub mod observer;
+pub mod prng;
+pub mod profile;
+pub mod queue;
+pub mod stats;
+#[cfg(test)]
+mod tests;
+pub mod trace;

@@ -1,0 +1,102 @@
+//! The simulator can see: every broken variant of the protocol is found, the unbroken one is clean.
+
+use super::campaign::{Campaign, Findings};
+use super::profile::Knobs;
+use crate::proto::sabotage::Sabotage;
+
+fn campaign(first: u64, seeds: u64, sabotage: Sabotage) -> Findings {
+    Campaign {
+        first,
+        seeds,
+        time: None,
+        jobs: 1,
+        failures_max: 1,
+        knobs: Knobs { sabotage, ..Knobs::default() },
+    }
+    .run(|_| {})
+}
+
+/// The invariant that the first failing seed of a variant breaks.
+fn broken(sabotage: Sabotage) -> u8 {
+    let findings = campaign(1, 200, sabotage);
+    let found = findings.failures.first().and_then(|outcome| outcome.violation.as_ref());
+    found.unwrap_or_else(|| panic!("{sabotage:?} goes unseen")).invariant
+}
+
+#[test]
+fn acknowledging_before_the_mirrors_hold_the_update_is_seen() {
+    assert_eq!(broken(Sabotage::AckBeforeMirror), 1);
+}
+
+#[test]
+fn writing_the_base_before_the_mirrors_hold_the_update_is_seen() {
+    assert_eq!(broken(Sabotage::BaseBeforeMirror), 2);
+}
+
+#[test]
+fn releasing_a_set_before_all_have_switched_is_seen() {
+    assert_eq!(broken(Sabotage::ReleaseBeforeAllSwitched), 5);
+    assert_eq!(broken(Sabotage::ReleaseOnFirstPrepared), 5);
+}
+
+#[test]
+fn giving_out_a_number_again_is_seen() {
+    assert_eq!(broken(Sabotage::ReuseNumber), 3);
+}
+
+#[test]
+fn dropping_a_void_is_seen() {
+    assert_eq!(broken(Sabotage::DropVoid), 3);
+}
+
+#[test]
+fn overlapping_updates_at_the_base_together_are_seen() {
+    assert_eq!(broken(Sabotage::OverlapAtBase), 3);
+}
+
+#[test]
+fn calling_a_set_stored_too_early_is_seen() {
+    assert_eq!(broken(Sabotage::StoredBeforeComplete), 7);
+    assert_eq!(broken(Sabotage::StoredBeforeDurable), 7);
+}
+
+#[test]
+fn confirming_before_the_commit_is_durable_is_seen() {
+    assert_eq!(broken(Sabotage::ConfirmBeforeDurable), 7);
+}
+
+#[test]
+fn applying_before_the_set_is_complete_is_seen() {
+    assert_eq!(broken(Sabotage::ApplyBeforeComplete), 7);
+}
+
+#[test]
+fn applying_out_of_lockstep_is_seen() {
+    assert_eq!(broken(Sabotage::ApplyOutOfLockstep), 7);
+}
+
+#[test]
+fn calling_a_set_applied_before_the_flush_is_seen() {
+    assert_eq!(broken(Sabotage::AppliedBeforeFlush), 7);
+}
+
+#[test]
+fn freeing_copies_before_the_secondary_confirmed_is_seen() {
+    assert_eq!(broken(Sabotage::FreeBeforeConfirm), 8);
+}
+
+#[test]
+fn obeying_messages_of_an_old_epoch_is_seen() {
+    // The harm shows wherever the message happens to strike.
+    broken(Sabotage::IgnoreEpoch);
+}
+
+#[test]
+fn the_unbroken_protocol_is_clean_on_the_same_seeds_and_meets_every_fault() {
+    let findings = campaign(1, 400, Sabotage::None);
+    let failed: Vec<_> = findings.failures.iter().map(|o| (o.seed, o.violation.clone())).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    for (name, count) in findings.stats.list() {
+        assert!(count > 0, "no history had any {name}");
+    }
+}
