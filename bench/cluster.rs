@@ -9,6 +9,7 @@ use setline::proto::link::{LinkConfig, PeerEpoch};
 use setline::proto::primary::{
     GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig,
 };
+use setline::proto::sabotage::Sabotage;
 use setline::proto::types::{Epoch, GroupId, MapVersion, Seq, SetId, ShardId, VolumeId};
 use setline::runtime::clock::Clock;
 use setline::runtime::idle::IdlePolicy;
@@ -280,6 +281,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         mirrored_max: 1 << 16,
         in_flight_max: 1024,
         unclean: false,
+        sabotage: Sabotage::None,
     };
     let boundary = (index == 0).then(|| BoundaryConfig {
         me,
@@ -290,6 +292,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         map_version: MapVersion(1),
         unix_offset_ns: 0,
         groups: vec![BoundaryGroup { id: GROUP, period_ns: case.period_ns(), first_set: SetId(1) }],
+        sabotage: Sabotage::None,
     });
     MachineConfigs::Primary { shard: config, boundary }
 }

@@ -3,7 +3,6 @@
 //! that process: EAL starts once per process.
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 #![cfg(feature = "datapath")]
-#![allow(clippy::unwrap_used, reason = "test code")]
 
 mod spdk_support;
 

@@ -34,6 +34,8 @@ const QUIET_NS: u64 = 500_000_000;
 const BOUNDARY_NS_MAX: u64 = 5_000_000_000;
 /// How long pollers may take to end.
 const POLLERS_NS_MAX: u64 = 15_000_000_000;
+/// How long the other pollers may take once one has failed.
+const FAILED_NS_MAX: u64 = 3_000_000_000;
 /// A period that never ends: no boundary but those that are asked for.
 const NO_PERIOD_NS: u64 = u64::MAX / 4;
 
@@ -78,7 +80,7 @@ impl Driver {
             (Stopping::Draining { .. }, false) => {
                 let message = "stopping without waiting any longer";
                 self.event(now, EventLevel::Warning, "stopping", None, message);
-                self.stopping = Stopping::ClosingHosts;
+                self.close_hosts();
                 return;
             }
             _ => return,
@@ -90,7 +92,7 @@ impl Driver {
         self.event(now, EventLevel::Info, "stopping", None, message);
         self.quiesce(now);
         if !drain {
-            self.stopping = Stopping::ClosingHosts;
+            self.close_hosts();
             return;
         }
         let limit_ns = u64::from(self.mover.mover.drain_ms_max) * 1_000_000;
@@ -121,13 +123,21 @@ impl Driver {
         self.stopping != Stopping::No
     }
 
-    /// A poller could not go on: the mover must end.
+    /// A poller could not go on: the mover must end. Hosts are not let go in order, since that
+    /// needs all pollers; their connections break.
     pub(super) fn failed(&mut self, now: Nanos, reason: String) {
         self.event(now, EventLevel::Error, "failed", None, reason.clone());
         self.failure.get_or_insert(reason);
-        if matches!(self.stopping, Stopping::No | Stopping::Draining { .. }) {
-            self.stopping = Stopping::ClosingHosts;
+        if !matches!(self.stopping, Stopping::EndingPollers { .. } | Stopping::Ended(_)) {
+            self.send_all(|| ToPoller::Stop);
+            self.stopping = Stopping::EndingPollers { until: now.after(FAILED_NS_MAX) };
         }
+    }
+
+    /// Has the pollers refuse their hosts, so that the target can be stopped.
+    fn close_hosts(&mut self) {
+        self.send_all(|| ToPoller::Refuse);
+        self.stopping = Stopping::ClosingHosts;
     }
 
     /// The NVMe-oF target is stopped: no host command comes any more.
@@ -164,7 +174,7 @@ impl Driver {
                     self.event(now, EventLevel::Error, "stopping", None, message);
                 }
                 if late || self.is_drained(now) {
-                    self.stopping = Stopping::ClosingHosts;
+                    self.close_hosts();
                     return Step::CloseHosts;
                 }
                 Step::Run

@@ -24,6 +24,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::proto::message::BrokenReason;
 use crate::proto::types::{GroupId, Seq, SetId, VolumeId};
+use crate::wire::packet::Incarnation;
 
 /// Version of the tables below.
 const FORMAT: &str = "1";
@@ -33,7 +34,7 @@ pub const RESERVE_STEP: u64 = 1 << 40;
 
 /// `format`, `site`, `mover`, `id`.
 const IDENTITY: TableDefinition<'_, &str, &str> = TableDefinition::new("identity");
-/// `incarnation`, `serving` (0 or 1), `started_ms`, `stopped_ms` (Unix time).
+/// `incarnation`, `session`, `serving` (0 or 1), `started_ms`, `stopped_ms` (Unix time).
 const LIFE: TableDefinition<'_, &str, u64> = TableDefinition::new("life");
 /// Volume → first number that was certainly never used.
 const NUMBERS: TableDefinition<'_, u32, u64> = TableDefinition::new("numbers");
@@ -158,6 +159,9 @@ impl ResyncMark {
 pub struct Boot {
     /// Number of this start, from 1.
     pub incarnation: u64,
+    /// What the links call this life, 1 to 48 bits: made of the time, and larger than in any life
+    /// before also when the clock was set back.
+    pub session: u64,
     /// How the last one ended.
     pub former: Former,
     /// The next number of each volume that has any.
@@ -278,6 +282,9 @@ impl Store {
                 },
             };
             life.insert("incarnation", incarnation)?;
+            let of_clock = Incarnation::from_unix_ns(now_ms.saturating_mul(1_000_000)).get();
+            let session = of_clock.max(read(&life, "session")?.unwrap_or(0) + 1);
+            life.insert("session", session)?;
             // Until it serves, the start of the life that may have lost something counts.
             if !serving {
                 life.insert("started_ms", now_ms)?;
@@ -303,7 +310,7 @@ impl Store {
                 let mark = ResyncMark { since_ms, reason, detail: detail.to_owned() };
                 resync.insert(GroupId(group.value()), mark);
             }
-            Boot { incarnation, former, next_seqs, sets, resync }
+            Boot { incarnation, session, former, next_seqs, sets, resync }
         };
         txn.commit()?;
         Ok(boot)
@@ -471,6 +478,15 @@ mod tests {
         assert_eq!(boot.incarnation, 1);
         assert_eq!(boot.former, Former::None);
         assert!(boot.next_seqs.is_empty() && boot.sets.is_empty() && boot.resync.is_empty());
+    }
+
+    #[test]
+    fn a_session_is_larger_than_the_last_also_when_the_clock_was_set_back() {
+        let (_keep, path) = path();
+        let (_, first) = Store::open(&path, &me(), 1_800_000_000_000).unwrap();
+        let (_, second) = Store::open(&path, &me(), 1_700_000_000_000).unwrap();
+        assert!(second.session > first.session);
+        assert!(Incarnation::new(second.session).is_some());
     }
 
     #[test]

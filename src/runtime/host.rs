@@ -95,7 +95,9 @@ impl Poller {
         match command.kind {
             IoKind::Write | IoKind::WriteZeroes | IoKind::Unmap => {
                 let volume = command.volume;
-                if self.quiesced || self.hosts.must_wait(volume) {
+                if self.refusing {
+                    self.complete(command, ABORTED);
+                } else if self.quiesced || self.hosts.must_wait(volume) {
                     self.hosts.wait(volume, command);
                 } else if let Attempt::NoRoom(command) = self.attempt(command) {
                     self.hosts.wait(volume, command);
@@ -245,7 +247,7 @@ impl Poller {
     #[inline]
     pub(super) fn complete_tag(&mut self, tag: HostTag, status: NvmeStatus) {
         let Some(command) = self.hosts.remove(tag) else {
-            debug_assert!(false, "a command completes once");
+            debug_assert!(self.refusing, "a command completes once");
             return;
         };
         self.complete(command, status);
@@ -263,6 +265,20 @@ impl Poller {
             Origin::Sibling { poller, tag } => {
                 self.siblings.send(poller, SiblingMessage::Done { tag, status });
             }
+        }
+    }
+
+    /// Lets hosts go. Updates under way are completed to them though they go on here: their data
+    /// is in the arena. Reads are left to end by themselves, as the base writes to hosts' memory.
+    pub(super) fn refuse_hosts(&mut self) {
+        self.quiesced = true;
+        self.refusing = true;
+        self.abandon_hosts();
+        let update = |command: &HostCommand| {
+            matches!(command.kind, IoKind::Write | IoKind::WriteZeroes | IoKind::Unmap)
+        };
+        for command in self.hosts.abandon(update) {
+            self.complete(command, ABORTED);
         }
     }
 

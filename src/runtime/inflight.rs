@@ -66,6 +66,13 @@ impl<T> InFlight<T> {
         taken
     }
 
+    /// Takes out the commands under way that `which` picks. Their tags are not used again, since
+    /// whoever works on them still has them.
+    pub fn abandon(&mut self, which: impl Fn(&T) -> bool) -> Vec<T> {
+        let slots = self.slots.iter_mut();
+        slots.filter_map(|slot| slot.take_if(|command| which(command))).collect()
+    }
+
     /// Commands under way.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -132,6 +139,17 @@ mod tests {
         assert_eq!(commands.remove(tag), None);
         assert!(commands.is_empty());
         assert_eq!(commands.insert("b"), tag, "slots are used again");
+    }
+
+    #[test]
+    fn a_tag_of_an_abandoned_command_names_nothing_ever_after() {
+        let mut commands = InFlight::new(1, 4);
+        let (update, read) = (commands.insert("update"), commands.insert("read"));
+        assert_eq!(commands.abandon(|command| *command == "update"), ["update"]);
+        let next = commands.insert("next");
+        assert!(next != update && next != read);
+        assert_eq!(commands.remove(update), None);
+        assert_eq!(commands.remove(read), Some("read"));
     }
 
     #[test]

@@ -56,6 +56,10 @@ pub enum ToPoller {
         /// Stop or go on.
         quiesced: bool,
     },
+    /// The mover lets its hosts go: complete the commands that wait, and those that still come,
+    /// with an abort status, and also updates that are under way, whose data is here already.
+    /// After a quiesce.
+    Refuse,
     /// Finish what is under way at the base and the journal, close channels, and end the thread.
     /// Host commands that still wait are completed with an abort status.
     Stop,

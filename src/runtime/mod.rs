@@ -13,9 +13,15 @@ mod effects;
 #[cfg(feature = "datapath")]
 mod host;
 #[cfg(feature = "datapath")]
+pub mod hosts;
+#[cfg(feature = "datapath")]
 mod journal_io;
 #[cfg(feature = "datapath")]
+pub mod launch;
+#[cfg(feature = "datapath")]
 mod net;
+#[cfg(feature = "datapath")]
+pub mod network;
 #[cfg(feature = "datapath")]
 pub mod parts;
 #[cfg(feature = "datapath")]
@@ -26,3 +32,5 @@ pub mod siblings;
 mod snapshot;
 #[cfg(feature = "datapath")]
 mod stats;
+#[cfg(feature = "datapath")]
+pub mod volumes;

@@ -163,6 +163,8 @@ pub struct Poller {
     /// This thread's share of the hosts' connections.
     host_group: Option<PollGroup>,
     pub(super) quiesced: bool,
+    /// Hosts get no update in any more, and those under way have been completed to them.
+    pub(super) refusing: bool,
     pub(super) stats: Stats,
     pub(super) idler: Idler,
     requests: Receiver<ToPoller>,
@@ -316,6 +318,7 @@ impl Poller {
             siblings: parts.siblings,
             list: parts.list,
             quiesced: false,
+            refusing: false,
             stats: Stats::new(&parts.clock),
             idler: Idler::new(parts.idle),
             requests: parts.requests,
@@ -454,6 +457,7 @@ impl Poller {
                 let _ = reply.try_send(Box::new(self.snapshot()));
             }
             ToPoller::Quiesce { quiesced } => self.quiesced = quiesced,
+            ToPoller::Refuse => self.refuse_hosts(),
             ToPoller::Stop => {
                 self.abandon_hosts();
                 self.stopping = Some(self.now);

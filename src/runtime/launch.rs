@@ -1,0 +1,471 @@
+//! Brings a mover up, keeps its control thread going, and takes it down again.
+//!
+//! Order of the start: store, SPDK's environment and subsystems, block devices, the NVMe-oF target,
+//! ports, pollers, the API, and last the listeners, so that a host that can connect finds
+//! everything there. The end is the reverse; `control::stop` decides when. When something could not
+//! be started or a poller is stuck, nothing is taken down in order: the process ends, and what that
+//! means is in the store.
+//!
+//! All of it runs on the calling thread, the control thread, which is EAL's main lcore and polls
+//! SPDK's app thread. It knows nothing of the protocol.
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use super::clock::Clock;
+use super::hosts::{Hosts, HostsError};
+use super::idle::IdlePolicy;
+use super::messages::{FromPoller, ToPoller};
+use super::network::{Network, NetworkError};
+use super::parts::{ArenaParts, MachineConfigs, PollerParts};
+use super::plan::{FIRST_EPOCH, Machines, Plan, PlanError, PollerPlan, SecondaryPlan};
+use super::poller::{Poller, PollerError, RunningPoller};
+use super::siblings::SiblingEnds;
+use super::volumes::{VolumeError, Volumes};
+use crate::config::{Disk, Idle, Loaded, LogLevel, Mover, Numbering, PortKind, Role};
+use crate::control::api::{ServeError, Server};
+use crate::control::boot;
+use crate::control::driver::{Driver, Setup, Step};
+use crate::control::stop::Outcome;
+use crate::control::store::{Store, StoreError, StoreIdentity};
+use crate::mem::arena::{LogLimits, SEGMENT_BYTES};
+use crate::proto::sabotage::Sabotage;
+use crate::proto::secondary::{CoordinatorConfig, ShardConfig, VolumeConfig};
+use crate::proto::types::{MoverId, VolumeId};
+use crate::spdk::env::{DmaBuf, Env, EnvConfig, tsc_hz, tsc_now};
+use crate::spdk::error::Error;
+use crate::spdk::subsystem::{Config as Pools, Subsystems};
+use crate::spdk::thread::Thread;
+use crate::wire::packet::Incarnation;
+
+/// How long the control thread sleeps between turns: long against a turn, short against what
+/// people and hosts' administration notice.
+const CONTROL_SLEEP: Duration = Duration::from_micros(500);
+/// Requests that may wait for a poller.
+const REQUESTS_MAX: usize = 256;
+/// Reports that may wait for the control thread; pollers keep what does not fit.
+const REPORTS_MAX: usize = 4096;
+/// Writes to secondary volumes under way at once, per poller.
+const APPLY_DEPTH: u32 = 128;
+
+/// Why a mover could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the configuration asks for cannot be done.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The mover's directory cannot be made.
+    #[error("mover.run_dir {directory}: {error}")]
+    RunDir {
+        /// The directory.
+        directory: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Signals cannot be taken.
+    #[error("signals: {0}")]
+    Signals(std::io::Error),
+    /// SPDK's environment or subsystems.
+    #[error("{what}: {source}; {advice}")]
+    Spdk {
+        /// What was tried.
+        what: &'static str,
+        /// What SPDK said.
+        source: Error,
+        /// What to do.
+        advice: String,
+    },
+    /// A block device.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The NVMe-oF target.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+    /// A port or the links.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A poller.
+    #[error(transparent)]
+    Poller(#[from] PollerError),
+    /// The API.
+    #[error("API: {0}")]
+    Api(#[from] ServeError),
+}
+
+/// Everything that has to be taken down in order.
+struct Machine {
+    /// Ended only when everything that uses it has ended: a failed start leaves that undone.
+    env: ManuallyDrop<Env>,
+    app: Thread,
+    subsystems: Subsystems,
+    volumes: Volumes,
+    hosts: Option<Hosts>,
+    network: Network,
+    pollers: Vec<RunningPoller>,
+}
+
+/// Runs the mover that `loaded` configures until it is stopped, by a signal or through the API.
+/// `ready` is called once hosts can connect or sets can be received.
+///
+/// # Errors
+/// [`LaunchError`] when it could not start. The caller must then end the process without using
+/// SPDK or DPDK again.
+pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, LaunchError> {
+    let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+    let mover = Arc::new(loaded.mover);
+    let me = &mover.mover;
+    std::fs::create_dir_all(&me.run_dir).map_err(|error| LaunchError::RunDir {
+        directory: me.run_dir.display().to_string(),
+        error,
+    })?;
+    let mut signals = {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(LaunchError::Signals)?
+    };
+    let identity = StoreIdentity { site: me.site.clone(), mover: me.name.clone(), id: me.id };
+    let (mut store, mut boot) = Store::open(&me.store, &identity, unix_ms())?;
+
+    let env = ManuallyDrop::new(environment(&mover)?);
+    let clock = Clock::with_hz(tsc_hz());
+    let offset_ns = clock.unix_offset_ns();
+    let start = boot::resolve(&mover, &mut boot, &mut store, unix_ms(), offset_ns)?;
+    let plan = Arc::new(Plan::new(&mover, &start)?);
+    let app = Thread::create("control").map_err(|source| spdk("SPDK's app thread", source, ""))?;
+    let pump = &mut || {
+        app.poll(tsc_now());
+    };
+    let pools = Pools::default();
+    let subsystems = Subsystems::start(&pools, pump).map_err(|source| {
+        spdk("SPDK's subsystems", source, "raise mover.hugepage_mib, or reserve more hugepages")
+    })?;
+    let volumes = Volumes::open(&mover, &plan, &subsystems, pump)?;
+    let hosts = match me.role {
+        Role::Primary => Some(Hosts::new(&mover, pump)?),
+        Role::Secondary => None,
+    };
+    let mut network = Network::open(&mover, &plan)?;
+
+    // From here on this mover may hold what no other place has.
+    let numbered: Vec<_> = plan
+        .pollers
+        .iter()
+        .filter_map(|poller| match &poller.machines {
+            Machines::Primary { shard, .. } => Some(shard),
+            Machines::Secondary(_) => None,
+        })
+        .flat_map(|shard| shard.volumes.iter().map(|volume| (volume.id, volume.next_seq)))
+        .collect();
+    store.begin_serving(&numbered, unix_ms())?;
+
+    let (reports, from_pollers) = bounded(REPORTS_MAX);
+    let session = Incarnation::new(boot.session).unwrap_or(Incarnation::MAX);
+    let mut line = Assembly {
+        mover: &mover,
+        plan: &plan,
+        volumes: &volumes,
+        hosts: hosts.as_ref(),
+        network: &mut network,
+        clock,
+        session,
+        ios_max: pools.bdev_ios as usize,
+        list: list_of_numbers(&mover),
+        reports,
+    };
+    let mut to_pollers = Vec::new();
+    let mut pollers = Vec::new();
+    for (poller, siblings) in plan.pollers.iter().zip(SiblingEnds::mesh(plan.pollers.len() as u8)) {
+        let (to, requests) = bounded(REQUESTS_MAX);
+        let running = Poller::spawn(line.parts(poller, siblings, requests)?)?;
+        tracing::info!(poller = %poller.shard, core = poller.core, "poller runs");
+        to_pollers.push(to);
+        pollers.push(running);
+    }
+    drop(line);
+    let (mut driver, control) = Driver::new(Setup {
+        mover: Arc::clone(&mover),
+        warnings,
+        plan,
+        store,
+        boot,
+        unix_offset_ns: offset_ns,
+        pollers: to_pollers,
+        reports: from_pollers,
+    });
+    let server = Server::start(&mover.api, Arc::new(control))?;
+    let mut machine = Machine { env, app, subsystems, volumes, hosts, network, pollers };
+    machine.let_hosts_in(&mover)?;
+    driver.set_serving();
+    ready(&mover);
+    let outcome = machine.control(&clock, &mut driver, &mut signals);
+    server.stop();
+    drop(driver);
+    machine.end(&outcome);
+    Ok(outcome)
+}
+
+impl Machine {
+    fn let_hosts_in(&mut self, mover: &Mover) -> Result<(), LaunchError> {
+        let app = &self.app;
+        let pump = &mut || {
+            app.poll(tsc_now());
+        };
+        if let Some(hosts) = &mut self.hosts {
+            hosts.open(mover, &self.volumes, pump)?;
+        }
+        Ok(())
+    }
+
+    /// The control thread's loop, until the pollers have ended.
+    fn control(
+        &mut self,
+        clock: &Clock,
+        driver: &mut Driver,
+        signals: &mut signal_hook::iterator::Signals,
+    ) -> Outcome {
+        loop {
+            self.app.poll(tsc_now());
+            for signal in signals.pending() {
+                let drain = !driver.is_stopping();
+                let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+                driver.begin_stop(clock.now(), drain, name);
+            }
+            match driver.turn(clock.now()) {
+                Step::Run => {}
+                Step::CloseHosts => {
+                    let app = &self.app;
+                    if let Some(hosts) = &mut self.hosts {
+                        hosts.close(&mut || {
+                            app.poll(tsc_now());
+                        });
+                    }
+                    driver.hosts_closed(clock.now());
+                }
+                Step::Ended(outcome) => return outcome,
+            }
+            std::thread::sleep(CONTROL_SLEEP);
+        }
+    }
+
+    /// Takes everything down. With a poller that did not end that cannot be done in order.
+    fn end(self, outcome: &Outcome) {
+        let stuck = self.pollers.iter().any(|poller| !poller.is_finished());
+        if stuck || matches!(outcome, Outcome::Failed { .. }) {
+            tracing::warn!("the process ends without taking its devices down");
+            std::mem::forget(self);
+            return;
+        }
+        let Self { env, app, subsystems, volumes, hosts, network, pollers } = self;
+        pollers.into_iter().for_each(RunningPoller::join);
+        let pump = &mut || {
+            app.poll(tsc_now());
+        };
+        if let Some(hosts) = hosts {
+            hosts.end(pump);
+        }
+        volumes.close(pump);
+        if let Err(error) = subsystems.stop(pump) {
+            tracing::warn!(%error, "SPDK's subsystems did not end");
+        }
+        drop(network);
+        if let Err(error) = app.exit(&mut || {}) {
+            tracing::warn!(%error, "SPDK's app thread did not end");
+        }
+        drop(ManuallyDrop::into_inner(env));
+    }
+}
+
+/// Puts the parts of pollers together.
+struct Assembly<'a> {
+    mover: &'a Mover,
+    plan: &'a Plan,
+    volumes: &'a Volumes,
+    hosts: Option<&'a Hosts>,
+    network: &'a mut Network,
+    clock: Clock,
+    session: Incarnation,
+    ios_max: usize,
+    list: Option<Arc<AtomicU64>>,
+    reports: Sender<FromPoller>,
+}
+
+impl Assembly<'_> {
+    fn parts(
+        &mut self,
+        poller: &PollerPlan,
+        siblings: SiblingEnds,
+        requests: Receiver<ToPoller>,
+    ) -> Result<PollerParts, LaunchError> {
+        let me = &self.mover.mover;
+        Ok(PollerParts {
+            shard: poller.shard,
+            epoch: FIRST_EPOCH,
+            other_site: other_site(self.mover),
+            core: Some(usize::from(poller.core)),
+            idle: match me.idle {
+                Idle::Spin => IdlePolicy::Spin,
+                Idle::Yield => IdlePolicy::Yield { rounds: me.idle_rounds },
+                Idle::Sleep => IdlePolicy::Sleep {
+                    rounds: me.idle_rounds,
+                    sleep: Duration::from_micros(u64::from(me.sleep_us)),
+                },
+            },
+            clock: self.clock,
+            machines: machines(&poller.machines),
+            arena: arena(poller)?,
+            volumes: self.volumes.parts(self.mover, poller),
+            taps: self.volumes.tap_owners(self.mover, self.plan, poller),
+            queues: self.network.queues(poller.shard.poller),
+            links: self.network.links(self.mover, poller)?,
+            incarnation: self.session,
+            hosts: self.hosts.map(Hosts::groups),
+            list: self.list.clone(),
+            siblings,
+            journal: self.volumes.journal_parts(self.mover, self.plan, poller),
+            requests,
+            reports: self.reports.clone(),
+            ios_max: self.ios_max,
+        })
+    }
+}
+
+/// Starts SPDK's environment. The calling thread is pinned by that; without `mover.control_core`
+/// it goes back to where it may run.
+fn environment(mover: &Mover) -> Result<Env, LaunchError> {
+    let me = &mover.mover;
+    let allowed = rustix::thread::sched_getaffinity(None);
+    let first = allowed.as_ref().ok().and_then(|set| (0..1024).find(|core| set.is_set(*core)));
+    let mut devices: Vec<String> = mover
+        .ports
+        .iter()
+        .filter_map(|port| match &port.kind {
+            PortKind::Pci { pci_address } => Some(pci_address.clone()),
+            _ => None,
+        })
+        .collect();
+    let disks = mover.groups.iter().flat_map(|group| &group.volumes).flat_map(|volume| {
+        let base = (volume.mover == me.name).then_some(&volume.base);
+        let target = (volume.target.mover == me.name).then_some(&volume.target.base);
+        base.into_iter().chain(target)
+    });
+    let disks = disks.chain(mover.journal.iter().map(|journal| &journal.disk));
+    devices.extend(disks.filter_map(|disk| match disk {
+        Disk::NvmePci { address, .. } => Some(address.clone()),
+        _ => None,
+    }));
+    devices.sort();
+    devices.dedup();
+    let config = EnvConfig {
+        name: format!("setlined-{}", me.name),
+        core: me.control_core.map_or(first.unwrap_or(0), usize::from),
+        hugepage_mib: me.hugepage_mib,
+        no_pci: !mover.uses_pci(),
+        pci_allowed: devices,
+        log_level: match me.log {
+            LogLevel::Error => crate::spdk::env::LogLevel::Error,
+            LogLevel::Warn | LogLevel::Info => crate::spdk::env::LogLevel::Warn,
+            LogLevel::Debug => crate::spdk::env::LogLevel::Notice,
+            LogLevel::Trace => crate::spdk::env::LogLevel::Info,
+        },
+        ..EnvConfig::default()
+    };
+    let env = Env::init(&config).map_err(|source| {
+        let advice = format!(
+            "this mover needs {} MiB of hugepages (mover.hugepage_mib); `setline config check \
+             --here` says what the machine lacks",
+            me.hugepage_mib
+        );
+        spdk("SPDK's environment", source, &advice)
+    })?;
+    if let (None, Ok(allowed)) = (me.control_core, allowed)
+        && let Err(error) = rustix::thread::sched_setaffinity(None, &allowed)
+    {
+        tracing::warn!(%error, "the control thread stays on one core");
+    }
+    Ok(env)
+}
+
+fn spdk(what: &'static str, source: Error, advice: &str) -> LaunchError {
+    let advice = match advice {
+        "" => "see the lines of SPDK's log before this one".to_owned(),
+        advice => advice.to_owned(),
+    };
+    LaunchError::Spdk { what, source, advice }
+}
+
+fn other_site(mover: &Mover) -> Vec<MoverId> {
+    let peers = mover.peers.iter().filter(|peer| peer.role != mover.mover.role);
+    peers.map(|peer| MoverId(peer.id)).collect()
+}
+
+/// The one list of numbers over all volumes of the mover, where a group wants it (G7). It begins
+/// with the time, so that numbers of an earlier life are not used again.
+fn list_of_numbers(mover: &Mover) -> Option<Arc<AtomicU64>> {
+    let wanted = mover.groups.iter().any(|group| group.numbering == Numbering::Mover);
+    wanted.then(|| Arc::new(AtomicU64::new(unix_ms() * 1_000_000)))
+}
+
+fn machines(planned: &Machines) -> MachineConfigs {
+    match planned {
+        Machines::Primary { shard, boundary } => {
+            MachineConfigs::Primary { shard: shard.clone(), boundary: boundary.clone() }
+        }
+        Machines::Secondary(plan) => MachineConfigs::Secondary {
+            shard: secondary_shard(plan),
+            coordinator: plan.coordination.as_ref().map(|coordination| CoordinatorConfig {
+                me: plan.me,
+                primary_coordinator: coordination.primary,
+                shards: coordination.shards.clone(),
+                groups: plan.groups.clone(),
+                volumes: coordination.owners.clone(),
+                sabotage: Sabotage::None,
+            }),
+        },
+    }
+}
+
+fn secondary_shard(plan: &SecondaryPlan) -> ShardConfig {
+    let volumes = plan.volumes.iter().map(|volume| VolumeConfig {
+        id: VolumeId(volume.id.0),
+        group: volume.group,
+        block_bytes: volume.block_bytes,
+        blocks: volume.blocks,
+    });
+    ShardConfig {
+        me: plan.me,
+        epoch: FIRST_EPOCH,
+        coordinator: plan.coordinator,
+        partner: plan.partner,
+        primaries: plan.sources.clone(),
+        groups: plan.groups.clone(),
+        volumes: volumes.collect(),
+        apply_depth: APPLY_DEPTH,
+        sabotage: Sabotage::None,
+    }
+}
+
+/// The arena's memory and how it is divided. A log may hold at least a segment, also where it is
+/// not needed.
+fn arena(poller: &PollerPlan) -> Result<ArenaParts, LaunchError> {
+    let budget = &poller.arena;
+    let memory = DmaBuf::new(budget.bytes as usize, SEGMENT_BYTES).map_err(|source| {
+        spdk("the update arena", source, "lower mover.arena_mib, or raise mover.hugepage_mib")
+    })?;
+    let mirror = LogLimits {
+        reserved_bytes: budget.mirror_bytes,
+        limit_bytes: budget.mirror_bytes.max(SEGMENT_BYTES as u64),
+    };
+    let own = LogLimits::exactly(budget.bytes - budget.mirror_bytes);
+    Ok(ArenaParts { memory: memory.leak(), own, mirror })
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    since.as_millis() as u64
+}
