@@ -3,6 +3,9 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+// Every test links SPDK and DPDK with the shims that the library brings.
+use setline as _;
+
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -95,9 +98,12 @@ impl Target {
         }
     }
 
-    fn restart(&mut self) {
+    fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+    }
+
+    fn start_again(&mut self) {
         self.process = Self::spawn(self.dir.path(), self.port);
         self.wait();
     }
@@ -202,14 +208,27 @@ fn every_kind_of_command_is_verified_over_both_transports() {
 
 #[test]
 fn a_target_that_is_killed_and_comes_back_loses_nothing_acknowledged() {
-    let mut target = Target::start();
-    let tcp = target.tcp();
-    let args = ["write", "--trid", &tcp, "--seconds", "0", "--log", "log", "--status", "status"];
+    survive_a_restart(Target::start(), Target::tcp);
+}
+
+#[test]
+fn over_vfio_user_a_killed_target_shows_by_the_timeout_and_nothing_is_lost() {
+    survive_a_restart(Target::start(), Target::vfio_user);
+}
+
+fn survive_a_restart(mut target: Target, trid: fn(&Target) -> String) {
+    let trid = trid(&target);
+    let args = ["write", "--trid", &trid, "--seconds", "0", "--log", "log", "--status", "status"];
     let mut command = target.check(&args);
     command.args(["--retries", "1000", "--idle", "sleep", "--grace", "60"]);
+    command.args(["--command-timeout", "5"]);
     let writer = command.spawn().unwrap();
-    let before = target.wait_for_acked(50);
-    target.restart();
+    target.wait_for_acked(50);
+    target.kill();
+    // The writer still publishes, but nothing that was acknowledged since.
+    std::thread::sleep(Duration::from_millis(500));
+    let before = target.wait_for_acked(0);
+    target.start_again();
     target.wait_for_acked(before + 100);
     let pid = rustix::process::Pid::from_child(&writer);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -218,7 +237,8 @@ fn a_target_that_is_killed_and_comes_back_loses_nothing_acknowledged() {
     // Host errors there were, so the exit is "degraded"; but every write got through.
     assert_eq!(output.status.code(), Some(6), "{report}");
     assert!(report["host_errors"].as_u64().unwrap() > 0);
-    assert_eq!((&report["unfinished_writes"], &report["writers_halted"]), (&0.into(), &0.into()));
+    let unfinished = (&report["unfinished_writes"], &report["writers_halted"]);
+    assert_eq!(unfinished, (&0.into(), &0.into()), "{report}");
     let (exit, verdict) = target.images(&["--log", "log", "--now"]);
     assert_eq!((exit, &verdict["floor_met"]), (Some(0), &true.into()), "{verdict}");
 }

@@ -184,7 +184,7 @@ impl<W: io::Write> Writer<W> {
         Ok(happened)
     }
 
-    /// Issues nothing more. Commands in flight are waited for by further turns.
+    /// Issues nothing more. Further turns wait for commands in flight, and retry them.
     pub fn stop(&mut self) {
         self.stopping = true;
     }
@@ -268,7 +268,7 @@ impl<W: io::Write> Writer<W> {
         self.log.append(lane as u16, write.sequence, event, now_ns)?;
         self.counters.error(status);
         write.tries += 1;
-        if write.tries <= self.options.retries_max && status.may_retry() && !self.stopping {
+        if write.tries <= self.options.retries_max && status.may_retry() {
             write.submit_at_ns = Some(now_ns + self.options.retry_pause_ns);
         } else {
             // Whether it took effect is unknown for ever, so nothing of this writer may follow.
