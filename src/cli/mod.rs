@@ -15,6 +15,7 @@ mod views;
 
 pub use args::{Arguments, Command};
 pub use output::{Format, Printer};
+pub(crate) use show::warnings;
 pub use units::{ago, bytes, duration_ns, parse_duration, percent};
 
 use std::io::Write;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::config::Role;
 use crate::control::client::ClientError;
 use crate::control::model::ExitCode;
 use crate::lab::options::LabCommand;
@@ -56,6 +58,11 @@ pub enum CliError {
 }
 
 impl CliError {
+    fn is_broken_pipe(&self) -> bool {
+        let (Self::Output(error) | Self::Lab(LabError::Output(error))) = self else { return false };
+        error.kind() == std::io::ErrorKind::BrokenPipe
+    }
+
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::Usage,
@@ -83,9 +90,7 @@ pub fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::Success,
         // Whoever reads our output has read enough.
-        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-            ExitCode::Success
-        }
+        Err(error) if error.is_broken_pipe() => ExitCode::Success,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "setline: {error}");
             error.exit_code()
@@ -116,15 +121,18 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
             GroupCommand::SetPeriod { period, group } => {
                 let group = reach.group(group.as_deref())?;
                 let period_ms = period.as_millis() as u64;
-                views::changed(out, &reach.change(|c| c.set_period(&group, period_ms))?)
+                views::changed(
+                    out,
+                    &reach.change(Role::Primary, |c| c.set_period(&group, period_ms))?,
+                )
             }
             GroupCommand::PauseApply { group } => {
                 let group = reach.group(group.as_deref())?;
-                views::changed(out, &reach.change(|c| c.pause_apply(&group))?)
+                views::changed(out, &reach.change(Role::Secondary, |c| c.pause_apply(&group))?)
             }
             GroupCommand::ResumeApply { group } => {
                 let group = reach.group(group.as_deref())?;
-                views::changed(out, &reach.change(|c| c.resume_apply(&group))?)
+                views::changed(out, &reach.change(Role::Secondary, |c| c.resume_apply(&group))?)
             }
         },
         Command::Volume(VolumeCommand::List) => views::volumes(out, &reach),
@@ -150,7 +158,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
             }
             SetCommand::Close { group } => {
                 let group = reach.group(group.as_deref())?;
-                views::closed(out, &reach.change(|c| c.close_set(&group))?)
+                views::closed(out, &reach.change(Role::Primary, |c| c.close_set(&group))?)
             }
         },
         Command::Ledger { volume, limit } => views::ledger(out, &reach, volume, *limit),

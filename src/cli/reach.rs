@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::CliError;
 use super::args::Arguments;
+use crate::config::Role;
 use crate::control::client::{Client, ClientError, Target};
 use crate::control::model::ErrorCode;
 use crate::lab::site::Site;
@@ -89,14 +90,19 @@ impl Reach {
         failed.map_or_else(|| Err(CliError::Usage("no mover named".to_owned())), |e| Err(e.into()))
     }
 
-    /// Has the coordinator do something: asks one mover after the other until one is it. What
-    /// the coordinator itself says is final.
+    /// Has the coordinator of a site do something: asks one of its movers after the other until one
+    /// is it. What the coordinator itself says is final.
     pub(super) fn change<T>(
         &self,
+        role: Role,
         ask: impl Fn(&Client) -> Result<T, ClientError>,
     ) -> Result<T, CliError> {
+        // A single target is asked as it is: it may know better than this program.
+        let there = |client: &&Client| {
+            self.clients.len() == 1 || client.status().is_ok_and(|status| status.role == role)
+        };
         let mut failed = None;
-        for client in &self.clients {
+        for client in self.clients.iter().filter(there) {
             match ask(client) {
                 Ok(answer) => return Ok(answer),
                 Err(ClientError::Api(error)) if error.code == ErrorCode::NotCoordinator => {
@@ -107,7 +113,11 @@ impl Reach {
                 Err(error) => return Err(error.into()),
             }
         }
-        failed.map_or_else(|| Err(CliError::Usage("no mover named".to_owned())), |e| Err(e.into()))
+        let site = if role == Role::Primary { "primary" } else { "secondary" };
+        failed.map_or_else(
+            || Err(CliError::Usage(format!("no mover of the {site} site among the targets"))),
+            |error| Err(error.into()),
+        )
     }
 
     /// The group named, or the only one there is.

@@ -59,6 +59,19 @@ pub(super) fn complaints(statuses: &[Status]) -> Vec<String> {
     complaints
 }
 
+/// What the movers' configurations promise less than one may think. What stands in every mover's
+/// file is said once: it differs by the file's name and position, which stand in front.
+pub(crate) fn warnings(statuses: &[Status]) -> Vec<String> {
+    let mut said: Vec<String> = Vec::new();
+    for warning in statuses.iter().flat_map(|status| &status.warnings) {
+        let what = warning.split_once("warning: ").map_or(warning.as_str(), |(_, what)| what);
+        if !said.iter().any(|known| known == what) {
+            said.push(what.to_owned());
+        }
+    }
+    said
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

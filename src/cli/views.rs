@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::CliError;
 use super::output::{Printer, maybe, number, set_cell, text, verdict};
 use super::reach::Reach;
-use super::show::{complaints, merge_sets};
+use super::show::{complaints, merge_sets, warnings};
 use super::units::{ago, bytes, clock, duration_ns, now_unix_ms, percent};
 use crate::config::Role;
 use crate::control::client::Client;
@@ -61,10 +61,8 @@ pub(super) fn status(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
     } else {
         out.table("", MOVER_HEAD, statuses.iter().map(mover_row).collect())?;
         out.table("", GROUP_HEAD, statuses.iter().flat_map(group_rows).collect())?;
-        for status in &statuses {
-            for warning in &status.warnings {
-                out.line(&format!("warning: {}: {warning}", status.mover))?;
-            }
+        for warning in warnings(&statuses) {
+            out.line(&format!("warning: {warning}"))?;
         }
         for complaint in &complaints {
             out.line(&format!("degraded: {complaint}"))?;

@@ -20,7 +20,7 @@ use crate::control::model::{ErrorCode, Status};
 /// How long movers may take to become ready: opening devices, meeting peers.
 const READY_MAX: Duration = Duration::from_secs(120);
 /// How long a mover may take to stop.
-const STOP_MAX: Duration = Duration::from_secs(30);
+const STOP_MAX: Duration = Duration::from_secs(60);
 /// How long an API call may take.
 const CALL_MAX: Duration = Duration::from_secs(15);
 /// How often a wait looks.

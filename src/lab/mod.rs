@@ -94,6 +94,9 @@ pub enum LabError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// Output cannot be written.
+    #[error("output: {0}")]
+    Output(std::io::Error),
     /// A process ended that should run, or ended badly.
     #[error("{name} ended with {how}; its log {} ends with:\n{tail}", .log.display())]
     Ended {

@@ -55,7 +55,7 @@ pub fn run(options: &RunOptions, out: &mut Printer) -> Result<bool, LabError> {
         report.directory = Some(cluster.site().directory.clone());
     }
     drop(cluster);
-    report.print(out).map_err(|error| LabError::io("output", error))?;
+    report.print(out).map_err(LabError::Output)?;
     if let Some(file) = &options.plot {
         report.plot(file)?;
     }
@@ -83,7 +83,9 @@ fn drive(
         faults::plan(&options.kill, options.kill_random, seed, &secondaries, options.seconds)?;
     let bar = bar();
     cluster.start_all(interrupt, &bar)?;
-    let warnings = warnings(cluster)?;
+    let statuses: Result<Vec<_>, _> =
+        cluster.site().movers.iter().map(|mover| cluster.status(&mover.name)).collect();
+    let warnings = crate::cli::warnings(&statuses?);
     let mut writer = Writer::start(cluster, options, seed)?;
     begin(&mut writer, interrupt, &bar)?;
     let mut run = Run {
@@ -118,21 +120,6 @@ fn begin(writer: &mut Writer, interrupt: &Interrupt, bar: &ProgressBar) -> Resul
         interrupt.sleep(TURN)?;
     }
     Ok(())
-}
-
-/// What the movers warn of, each thing once.
-fn warnings(cluster: &Cluster) -> Result<Vec<String>, LabError> {
-    let mut warnings = Vec::new();
-    for mover in &cluster.site().movers {
-        for warning in cluster.status(&mover.name)?.warnings {
-            // What stands in every mover's file is the same but for the file's name.
-            let what = warning.rsplit_once("warning: ").map_or(warning.as_str(), |(_, what)| what);
-            if !warnings.iter().any(|known: &String| known == what) {
-                warnings.push(what.to_owned());
-            }
-        }
-    }
-    Ok(warnings)
 }
 
 /// A lab under way.

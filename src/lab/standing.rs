@@ -46,7 +46,7 @@ pub fn up(options: &UpOptions, out: &mut Printer) -> Result<(), LabError> {
     } else {
         explain(&site, &ids, &files, out)
     };
-    printed.map_err(|error| LabError::io("output", error))
+    printed.map_err(LabError::Output)
 }
 
 fn explain(
@@ -118,7 +118,7 @@ pub fn down(options: &DownOptions, out: &mut Printer) -> Result<(), LabError> {
             .map_err(|error| LabError::io(&site.directory.display().to_string(), error))?;
         format!("stopped and removed {}", site.directory.display())
     };
-    out.line(&said).map_err(|error| LabError::io("output", error))?;
+    out.line(&said).map_err(LabError::Output)?;
     if well {
         return Ok(());
     }

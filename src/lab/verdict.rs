@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::LabError;
 use super::plan::Plan;
 use crate::check::compare;
-use crate::check::images::{self, FileSource, Floor, Images, ScanOptions, Source, Verdict};
+use crate::check::images::{
+    self, CommandRef, Fault, FaultKind, FileSource, Floor, Images, ScanOptions, Source, Verdict,
+};
 use crate::check::log::Log;
 
 /// What a check of images found.
@@ -100,8 +102,26 @@ pub fn sum_up(verdict: &Verdict, at_ms: u64, why: &'static str, set: u64) -> Che
         consistent: verdict.consistent,
         faults: verdict.faults.total(),
         commands: verdict.cut.commands,
-        examples: examples.map(|fault| format!("{fault:?}")).collect(),
+        examples: examples.map(describe).collect(),
     }
+}
+
+/// A fault for people: where, and in the checker's own words what.
+fn describe(fault: &Fault) -> String {
+    let command = |c: &CommandRef| format!("write {} of writer {}", c.sequence, c.writer);
+    let what = match &fault.kind {
+        FaultKind::Missing { command: missing, holds, required_by } => {
+            let by =
+                required_by.as_ref().map(|by| format!(", although {} depends on it", command(by)));
+            let by = by.unwrap_or_default();
+            format!("{} is missing (the block holds number {holds}){by}", command(missing))
+        }
+        FaultKind::Torn { command: torn, holds } => {
+            format!("{} is torn (the block holds number {holds})", command(torn))
+        }
+        other => serde_json::to_string(other).unwrap_or_else(|_| other.name().to_owned()),
+    };
+    format!("volume {}, block {}: {what}", fault.volume + 1, fault.address)
 }
 
 /// How the two sites compare at the end.
