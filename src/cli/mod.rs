@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Success };
         }
     };
-    match run(&arguments) {
+    match run_to(&mut Printer::stdout(arguments.output), &arguments) {
         Ok(()) => ExitCode::Success,
         // Whoever reads our output has read enough.
         Err(error) if error.is_broken_pipe() => ExitCode::Success,
@@ -98,9 +98,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), CliError> {
-    let mut printer = Printer::stdout(arguments.output);
-    let out = &mut printer;
+fn run_to(out: &mut Printer, arguments: &Arguments) -> Result<(), CliError> {
     if let Command::Config(ConfigCommand::Check { files, here }) = &arguments.command {
         return config::check(out, files, *here);
     }
@@ -205,3 +203,6 @@ fn events(out: &mut Printer, reach: &Reach, follow: bool, since: u64) -> Result<
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,12 @@ impl Printer {
         Self { to: Box::new(io::stdout()), format, colour }
     }
 
+    /// Prints to `to`, without colour.
+    #[must_use]
+    pub fn to(to: Box<dyn Write>, format: Format) -> Self {
+        Self { to, format, colour: false }
+    }
+
     /// Whether output is JSON.
     #[must_use]
     pub fn is_json(&self) -> bool {

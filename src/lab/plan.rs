@@ -282,7 +282,7 @@ impl Builder<'_> {
                 },
                 idle_rounds: 200,
                 sleep_us: 50,
-                drain_ms_max: 30_000,
+                drain_ms_max: 20_000,
                 store: run_dir.join("store.redb"),
                 hugepage_mib: hugepage_mib_needed(
                     usize::from(self.shape.pollers),

@@ -67,11 +67,10 @@ fn explain(
     }
     let Some(id) = ids.first() else { return Ok(()) };
     let tcp = id.contains("trtype:TCP");
-    // Without -g SPDK's clients do not share memory with a vfio-user target.
-    let shared = if tcp { "" } else { "-g " };
     out.line("\nLoad, with SPDK's own tools (scripts/setup --print-env says where they are):")?;
-    out.line(&format!("  spdk_nvme_perf {shared}-q 32 -o 4096 -w randwrite -t 10 -r '{id}'"))?;
-    out.line(&format!("  spdk_nvme_identify {shared}-r '{id}'"))?;
+    // Without -g SPDK's clients do not share memory with a vfio-user target.
+    out.line(&format!("  spdk_nvme_perf -g -s 128 -q 32 -o 4096 -w randwrite -t 10 -r '{id}'"))?;
+    out.line(&format!("  spdk_nvme_identify -g -s 128 -r '{id}'"))?;
     if let (true, Some((address, port))) = (tcp, tcp_address(id)) {
         let nqn = &site.nqn;
         out.line("\nA Linux host (kernel module nvme-tcp) and fio on it:")?;

@@ -1,0 +1,143 @@
+//! Whole labs: movers as processes, SPDK and DPDK, an NVMe client of its own, kills, checks.
+//!
+//! Needs root, hugepages and the programs of this package; a lab that does not pass keeps its
+//! directory and its report names it.
+#![cfg(feature = "datapath")]
+
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+/// Labs share hugepages and cores: one after the other.
+static ONE_LAB: Mutex<()> = Mutex::new(());
+
+fn one_lab() -> MutexGuard<'static, ()> {
+    ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a lab and returns its report, which must say that all is well.
+fn passes(arguments: &str) -> Value {
+    let _alone = one_lab();
+    let output = Command::new(env!("CARGO_BIN_EXE_setline"))
+        .args(["--output", "json", "lab", "run"])
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_str(&stdout)
+        .unwrap_or_else(|error| panic!("no report ({error}): {stdout}\n{stderr}"));
+    assert!(output.status.success(), "{}\n{stderr}", report["problems"]);
+    assert_eq!(report["passed"], true);
+    assert_eq!(report["lost_acked_writes"], 0);
+    assert_eq!(report["cut_violations"], 0);
+    assert_eq!(report["secondary_equals_primary"], true);
+    assert_eq!(report["host_errors"], 0);
+    assert!(report["acked_writes"].as_u64() > Some(0));
+    assert!(report["directory"].is_null(), "a lab that passed leaves nothing");
+    report
+}
+
+#[test]
+fn sets_are_formed_carried_and_applied_over_memif() {
+    let report = passes("--seconds 5 --check-every 1s");
+    assert!(report["sets_formed"].as_u64() >= Some(20), "{}", report["sets_formed"]);
+    assert!(report["sets_applied"].as_u64() >= Some(20), "{}", report["sets_applied"]);
+    assert!(report["checks"].as_array().unwrap().len() >= 3);
+    assert!(report["bytes_replicated"].as_u64() > Some(0));
+    assert!(report["boundary_hold_us"]["p99"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_set_every_10_ms_over_tcp_with_512_byte_blocks() {
+    passes("--seconds 4 --period 10ms --transport tcp --block-bytes 512 --primary 2 --secondary 1");
+}
+
+#[test]
+fn secondary_movers_killed_singly_and_together_end_at_set_boundaries() {
+    let report = passes("--seconds 10 --kill s1@2s --kill s2@4s --kill all-secondary@6s");
+    assert_eq!(report["kills"].as_array().unwrap().len(), 3);
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.iter().filter(|check| check["why"] == "after-kill").count() >= 3);
+}
+
+#[test]
+fn namespaces_and_veth_instead_of_shared_memory() {
+    passes("--seconds 4 --network veth --primary 2 --secondary 1");
+    let left = Command::new("ip").args(["netns", "list"]).output().unwrap();
+    let left = String::from_utf8_lossy(&left.stdout);
+    assert!(!left.lines().any(|line| line.starts_with("sl") && line.contains('-')), "{left}");
+}
+
+#[test]
+fn one_primary_mover_works_and_the_report_warns() {
+    let report = passes("--seconds 3 --primary 1 --secondary 1 --volumes 2");
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("one mover holds one copy"), "{warnings}");
+}
+
+#[test]
+fn volumes_in_memory_are_held_against_the_clients_log() {
+    let report = passes("--seconds 3 --base malloc");
+    assert_eq!(report["equality"]["by"], "log");
+}
+
+#[test]
+fn an_interrupted_lab_leaves_nothing_behind() {
+    let _alone = one_lab();
+    let directory = std::env::temp_dir().join(format!("setline-interrupted-{}", std::process::id()));
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_setline"))
+        .args(["lab", "run", "--seconds", "60", "--dir"])
+        .arg(&directory)
+        .spawn()
+        .unwrap();
+    // Its movers are under way once its record names their processes.
+    let record = directory.join("lab.json");
+    let pids = loop {
+        assert!(lab.try_wait().unwrap().is_none(), "the lab ended by itself");
+        let text = std::fs::read_to_string(&record).unwrap_or_default();
+        let pids: Vec<u64> = serde_json::from_str::<Value>(&text)
+            .ok()
+            .and_then(|record| record["movers"].as_array().cloned())
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|mover| mover["process"]["pid"].as_u64())
+            .collect();
+        if pids.len() == 5 {
+            break pids;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let id = lab.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    assert!(!lab.wait().unwrap().success());
+    assert!(!directory.exists());
+    for pid in pids {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} still runs");
+    }
+}
+
+#[test]
+fn a_lab_that_stands_answers_and_is_taken_down() {
+    let _alone = one_lab();
+    let directory = std::env::temp_dir().join(format!("setline-standing-{}", std::process::id()));
+    let dir = directory.to_str().unwrap();
+    let setline = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_setline")).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let up = setline(&["lab", "up", "--primary", "2", "--secondary", "1", "--dir", dir]);
+    assert!(up.contains("trtype:VFIOUSER"), "{up}");
+    let status: Value =
+        serde_json::from_str(&setline(&["--lab", dir, "--output", "json", "status"])).unwrap();
+    assert_eq!(status.as_array().unwrap().len(), 3);
+    let closed = setline(&["--lab", dir, "set", "close"]);
+    assert!(closed.contains("closed with 0 updates"), "{closed}");
+    let map = setline(&["--lab", dir, "volume", "map"]);
+    assert!(map.contains("lab/v1"), "{map}");
+    setline(&["lab", "down", "--dir", dir]);
+    assert!(!directory.exists());
+}
