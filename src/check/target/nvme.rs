@@ -1,12 +1,13 @@
 //! NVMe namespaces as a target, through setline's initiator on SPDK.
 //!
 //! Several controllers may be paths to the same namespaces (a multipath subsystem
-//! whose movers each offer every volume). A command takes its slot's path; a path
-//! that fails, or says that it is not the one to take, makes its slots move on to
-//! the next. A lost connection is made again, at most once a second, by the thread
-//! that polls; connecting blocks it for as long as the transport takes. A command
-//! that takes longer than the timeout makes its path lost, too: over shared memory
-//! (vfio-user) a dead target shows in no other way.
+//! whose movers each offer every volume), or each offer some of them. A command takes
+//! its slot's path, or the next that has its namespace; a path that fails, or says
+//! that it is not the one to take, makes its slots move on to the next. A lost
+//! connection is made again, at most once a second, by the thread that polls;
+//! connecting blocks it for as long as the transport takes. A command that takes
+//! longer than the timeout makes its path lost, too: over shared memory (vfio-user) a
+//! dead target shows in no other way.
 //!
 //! Nothing is retried here: a command that was on a lost path ends as aborted, and
 //! whether to send it again is the caller's decision.
@@ -67,11 +68,11 @@ pub enum NvmeTargetError {
         /// What happened.
         error: Error,
     },
-    /// A controller does not have a namespace.
-    #[error("{path} has no namespace {nsid}")]
+    /// No controller has a namespace.
+    #[error("namespace {nsid} is on no path: {paths}")]
     NoNamespace {
-        /// The controller.
-        path: String,
+        /// The controllers.
+        paths: String,
         /// The namespace.
         nsid: u32,
     },
@@ -137,7 +138,8 @@ struct Path {
 struct Link {
     // The queue pair goes before its controller.
     qpair: Option<QueuePair>,
-    namespaces: Vec<Namespace>,
+    /// By volume; `None` where this controller does not offer it.
+    namespaces: Vec<Option<Namespace>>,
     controller: Controller,
 }
 
@@ -168,14 +170,20 @@ impl NvmeTarget {
         let queues = LocalQueues::install(4096).map_err(NvmeTargetError::Environment)?;
         let mut paths: Vec<Path> = Vec::new();
         let mut nsids = options.nsids.clone();
+        // Of each volume its block size and length, from the first path that has it.
+        let mut shapes: Vec<Option<(u32, u64)>> = Vec::new();
         for trid in &options.paths {
             let link = Link::connect(trid, options.hostnqn.as_deref(), &mut nsids)?;
-            let first = paths.first().and_then(|path| path.link.as_ref()).unwrap_or(&link);
-            for (namespace, first) in link.namespaces.iter().zip(&first.namespaces) {
-                if !is_same(namespace, first) {
+            shapes.resize(nsids.len(), None);
+            for (volume, namespace) in link.namespaces.iter().enumerate() {
+                let Some(namespace) = namespace else { continue };
+                let mut before = paths.iter().filter_map(|path| path.link.as_ref());
+                let first = before.find_map(|link| link.namespaces[volume].as_ref());
+                if first.is_some_and(|first| !is_same(namespace, first)) {
                     let (path, nsid) = (trid.to_string(), namespace.nsid);
                     return Err(NvmeTargetError::Different { path, nsid });
                 }
+                shapes[volume] = Some((namespace.block_bytes, namespace.blocks));
             }
             paths.push(Path { trid: trid.clone(), link: Some(link), connect_at: Instant::now() });
         }
@@ -183,15 +191,18 @@ impl NvmeTarget {
         let Some(link) = links().next() else {
             return Err(NvmeTargetError::Empty { path: "an empty list".to_owned() });
         };
-        let block_bytes = link.namespaces[0].block_bytes;
-        for namespace in &link.namespaces {
-            if namespace.block_bytes != block_bytes {
-                return Err(NvmeTargetError::BlockSize {
-                    nsid: namespace.nsid,
-                    found: namespace.block_bytes,
-                    wanted: block_bytes,
-                });
+        let (mut block_bytes, mut volume_blocks) = (0, Vec::new());
+        for (&nsid, shape) in nsids.iter().zip(&shapes) {
+            let Some((found, blocks)) = *shape else {
+                let all: Vec<String> = options.paths.iter().map(Trid::to_string).collect();
+                return Err(NvmeTargetError::NoNamespace { paths: all.join(", "), nsid });
+            };
+            let wanted = if block_bytes == 0 { found } else { block_bytes };
+            if found != wanted {
+                return Err(NvmeTargetError::BlockSize { nsid, found, wanted });
             }
+            block_bytes = found;
+            volume_blocks.push(blocks);
         }
         let transfer_bytes = links()
             .map(|link| link.controller.identity().max_transfer_bytes)
@@ -200,7 +211,7 @@ impl NvmeTarget {
             .min(TRANSFER_BYTES_MAX);
         let geometry = Geometry {
             block_bytes,
-            volume_blocks: link.namespaces.iter().map(|namespace| namespace.blocks).collect(),
+            volume_blocks,
             transfer_blocks_max: (transfer_bytes / block_bytes).max(1),
         };
         Ok(Self {
@@ -222,21 +233,25 @@ impl NvmeTarget {
     /// Tries to send; the completion of what cannot be sent is made here.
     fn send(&mut self, number: u32, request: Request) -> Result<(), Full> {
         let slot = &mut self.slots[number as usize];
-        let alive = (0..self.paths.len())
+        let volume = usize::from(request.volume);
+        if volume >= self.nsids.len() {
+            let status = Status::Nvme { sct: 0, sc: 0x0b, dnr: true };
+            self.refused.push_back(Completion { slot: number, status });
+            return Ok(());
+        }
+        let usable = |path: usize| {
+            let link = self.paths[path].link.as_ref()?;
+            Some((path, link, link.namespaces[volume].as_ref()?))
+        };
+        let found = (0..self.paths.len())
             .map(|step| (slot.path + step) % self.paths.len())
-            .find(|&path| self.paths[path].link.is_some());
-        let link = alive.and_then(|path| self.paths[path].link.as_ref());
-        let (Some(path), Some(link)) = (alive, link) else {
+            .find_map(usable);
+        let Some((path, link, namespace)) = found else {
             self.refused.push_back(Completion { slot: number, status: Status::NO_PATH });
             return Ok(());
         };
         slot.path = path;
         let Some(qpair) = &link.qpair else { return Err(Full) };
-        let Some(namespace) = link.namespaces.get(usize::from(request.volume)) else {
-            let status = Status::Nvme { sct: 0, sc: 0x0b, dnr: true };
-            self.refused.push_back(Completion { slot: number, status });
-            return Ok(());
-        };
         let bytes = request.blocks as usize * self.geometry.block_bytes as usize;
         let (context, first) = (u64::from(number), request.first);
         let mut parts = 1;
@@ -299,8 +314,8 @@ impl NvmeTarget {
             return;
         };
         let link = self.paths[slot.path].link.as_ref();
-        let sent = link.and_then(|link| Some((link.qpair.as_ref()?, link))).map(|(qpair, link)| {
-            let namespace = &link.namespaces[usize::from(flight.request.volume)];
+        let volume = usize::from(flight.request.volume);
+        let sent = link.and_then(|link| link.usable(volume)).map(|(qpair, namespace)| {
             let bytes = flight.request.blocks as usize * self.geometry.block_bytes as usize;
             let io = slot.io.slice(bytes, bytes);
             let context = u64::from(number) | SECOND;
@@ -473,14 +488,13 @@ impl Link {
         if nsids.is_empty() {
             return Err(NvmeTargetError::Empty { path: path() });
         }
-        let namespaces = nsids
-            .iter()
-            .map(|&nsid| {
-                let namespace = controller.namespace(nsid);
-                namespace.ok_or_else(|| NvmeTargetError::NoNamespace { path: path(), nsid })
-            })
-            .collect::<Result<_, _>>()?;
+        let namespaces = nsids.iter().map(|&nsid| controller.namespace(nsid)).collect();
         Ok(Self { qpair: None, namespaces, controller })
+    }
+
+    /// What a command to `volume` needs; `None` where this path cannot take it.
+    fn usable(&self, volume: usize) -> Option<(&QueuePair, &Namespace)> {
+        Some((self.qpair.as_ref()?, self.namespaces[volume].as_ref()?))
     }
 
     /// Makes the queue pair, as deep as the controller allows up to `depth`; what does
