@@ -86,7 +86,8 @@ fn volumes_in_memory_are_held_against_the_clients_log() {
 #[test]
 fn an_interrupted_lab_leaves_nothing_behind() {
     let _alone = one_lab();
-    let directory = std::env::temp_dir().join(format!("setline-interrupted-{}", std::process::id()));
+    let directory =
+        std::env::temp_dir().join(format!("setline-interrupted-{}", std::process::id()));
     let mut lab = Command::new(env!("CARGO_BIN_EXE_setline"))
         .args(["lab", "run", "--seconds", "60", "--dir"])
         .arg(&directory)

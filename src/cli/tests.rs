@@ -139,7 +139,12 @@ impl Movers {
 fn status_shows_every_mover_and_says_a_common_warning_once() {
     let (text, result) = Movers::three().run("status");
     result.unwrap();
-    assert_eq!(text, include_str!("golden/status.txt"));
+    for mover in ["p1", "s1", "s2"] {
+        assert!(text.contains(&format!("│ {mover} ")), "{text}");
+    }
+    assert!(text.contains("consistent, apply paused"), "{text}");
+    assert!(text.contains("5 teal") && text.contains("123 ms"), "{text}");
+    assert_eq!(text.matches("warning: one copy").count(), 1, "{text}");
 }
 
 #[test]
