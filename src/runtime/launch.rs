@@ -231,6 +231,7 @@ impl Machine {
     ) -> Outcome {
         loop {
             self.app.poll(tsc_now());
+            self.network.maintain(clock.now());
             for signal in signals.pending() {
                 let drain = !driver.is_stopping();
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");

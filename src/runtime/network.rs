@@ -9,6 +9,7 @@ use super::plan::{FIRST_EPOCH, IN_FLIGHT_MAX, Plan, PollerPlan};
 use crate::config::{self, Mover, PortKind, Role};
 use crate::dpdk::{DpdkError, Kind, MemifRole, Network as Place, NextHop, Port, PortSpec, Queue};
 use crate::proto::link::{LinkConfig, PeerEpoch};
+use crate::proto::types::Nanos;
 use crate::wire::frame::Mac;
 use crate::wire::packet::{PACKET_HEADER_BYTES, Site};
 
@@ -63,6 +64,14 @@ impl Network {
             Ok(OpenPort { port: opened, owner: port.poller })
         });
         Ok(Self { ports: ports.collect::<Result<_, NetworkError>>()? })
+    }
+
+    /// Connects ports whose other end was not there or went away. On the control thread, every few
+    /// milliseconds.
+    pub fn maintain(&mut self, now: Nanos) {
+        for open in &mut self.ports {
+            open.port.maintain(now);
+        }
     }
 
     /// The queues of one poller, by index of the port. To be asked for once per poller.
