@@ -3,6 +3,7 @@
 //! Needs root, hugepages and the programs of this package; a lab that does not pass keeps its
 //! directory and its report names it.
 #![cfg(feature = "datapath")]
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};

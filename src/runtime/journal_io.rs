@@ -31,6 +31,12 @@ use std::collections::{HashSet, VecDeque};
 const UNITS_IN_FLIGHT: usize = 16;
 /// Waiting appends above which the poller takes no records in.
 const BACKLOG_MAX: usize = 256;
+/// Of the log, this part is kept for the set that is to be stored next: what is taken in for later
+/// sets must not keep it out, or nothing would ever be applied and retired.
+const NEXT_SET_SHARE: u64 = 2;
+/// And this part for manifests and marks, and for records taken in but not yet appended: entries are
+/// appended in order, so a record that finds no room holds up what would make room.
+const CONTROL_SHARE: u64 = 8;
 /// Contexts of payload reads, apart from those of the journal's own operations.
 const READ_MARK: u64 = 1 << 63;
 
@@ -152,9 +158,14 @@ impl JournalIo {
             && self.reads.iter().all(Option::is_none)
     }
 
-    /// Whether records should not be taken in now.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.wanted.len() > BACKLOG_MAX || self.journal.failed()
+    /// Whether a record should not be taken in now; `next` says whether it is of the set that is
+    /// to be stored next, or of an earlier one.
+    pub(super) fn is_crowded(&self, next: bool) -> bool {
+        let (capacity, used) = self.journal.capacity_bytes();
+        let share = if next { CONTROL_SHARE } else { NEXT_SET_SHARE };
+        self.wanted.len() > BACKLOG_MAX
+            || self.journal.failed()
+            || capacity - used < capacity / share
     }
 
     /// Bytes of the log and bytes in use.
