@@ -35,6 +35,7 @@ mod format;
 mod geometry;
 mod marks;
 mod recovery;
+mod room;
 mod stage;
 mod superblock;
 mod unit;
@@ -46,6 +47,7 @@ mod tests;
 pub use format::{BLOCK_BYTES, ENTRY_BYTES, UNIT_HEADER_BYTES};
 pub use geometry::{Config, ConfigError, Located, Shape};
 pub use recovery::{OpenError, Recovery, Step};
+pub use room::Room;
 pub use superblock::{GROUPS_MAX, GroupMarks, Identity};
 pub use writer::{AppendError, Journal};
 

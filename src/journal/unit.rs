@@ -135,6 +135,11 @@ impl Unit {
         self.tail_at = None;
     }
 
+    /// What it takes on the device so far, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.covered as u64
+    }
+
     /// One past the last position given out.
     pub(super) fn next_position(&self) -> JournalPos {
         JournalPos(position_of(self.start).0 + self.next as u64)

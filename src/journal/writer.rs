@@ -335,7 +335,13 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Journal<M> {
     /// Bytes of the log, and of these the ones in use until the next superblock.
     pub fn capacity_bytes(&self) -> (u64, u64) {
         let bytes = BLOCK_BYTES as u64;
-        (self.geometry.ring_blocks * bytes, (self.head - self.durable_tail) * bytes)
+        let used = (self.head - self.durable_tail) * bytes + self.open_bytes();
+        (self.geometry.ring_blocks * bytes, used)
+    }
+
+    /// Bytes of the unit that still takes entries; 0 when there is none.
+    pub fn open_bytes(&self) -> u64 {
+        self.open_unit().map_or(0, |index| self.units[index].bytes())
     }
 
     /// How far each group has come, by the marks appended and found.

@@ -193,6 +193,13 @@ impl Node {
         }
     }
 
+    /// How much room the journal has; see [`Secondary::handle_journal_room`]. Secondary movers only.
+    pub fn handle_journal_room(&mut self, now: Nanos, scarce: Option<JournalPos>) {
+        if let Machines::Secondary(machines) = &mut self.machines {
+            machines.handle_journal_room(now, scarce);
+        }
+    }
+
     /// Memory runs short.
     pub fn handle_pressure(&mut self, now: Nanos) {
         match &mut self.machines {

@@ -132,7 +132,6 @@ impl Poller {
         let payload_crc = if payload_len == 0 {
             0
         } else {
-            // SAFETY-free: the wrapper vouches for the host's buffers.
             command.iovs.copy_into(&mut self.arena, buf)
         };
         let list_seq = match &self.list {

@@ -9,8 +9,8 @@ use super::effects::BlockWrite;
 use super::parts::JournalParts;
 use super::poller::{Poller, PollerError};
 use crate::journal::{
-    AppendError, BLOCK_BYTES, Config, Entry, Identity, Io, IoId, Journal, OpenError, Piece,
-    Recovery, Shape, Step,
+    AppendError, BLOCK_BYTES, Config, ENTRY_BYTES, Entry, Identity, Io, IoId, Journal, OpenError,
+    Piece, Recovery, Room, Shape, Step,
 };
 use crate::mem::arena::Arena;
 use crate::proto::command::{JournalEntry, JournalPos, PayloadAt, RecordRole, Token};
@@ -24,19 +24,18 @@ use crate::spdk::payload::Gather;
 use crate::spdk::queue::LocalQueues;
 use crate::spdk::thread::Thread;
 use crate::wire::message::{decode, encode};
-use crate::wire::update::UpdateHeader;
+use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader};
 use std::collections::{HashSet, VecDeque};
 
 /// Units of the journal being filled or written at once.
 const UNITS_IN_FLIGHT: usize = 16;
 /// Waiting appends above which the poller takes no records in.
 const BACKLOG_MAX: usize = 256;
-/// Of the log, this part is kept for the set that is to be stored next: what is taken in for later
-/// sets must not keep it out, or nothing would ever be applied and retired.
-const NEXT_SET_SHARE: u64 = 2;
-/// And this part for manifests and marks, and for records taken in but not yet appended: entries are
-/// appended in order, so a record that finds no room holds up what would make room.
-const CONTROL_SHARE: u64 = 8;
+/// A unit of so many bytes goes to the device when nothing else is on its way there. Smaller ones
+/// wait for a flush, as each costs a header.
+const UNIT_BYTES_MIN: u64 = 256 << 10;
+/// What a record's headers take in a unit.
+const RECORD_BYTES: u64 = (ENTRY_BYTES + UPDATE_HEADER_BYTES) as u64;
 /// Contexts of payload reads, apart from those of the journal's own operations.
 const READ_MARK: u64 = 1 << 63;
 
@@ -65,6 +64,9 @@ pub(super) struct JournalIo {
     /// Where this journal begins on the device, in bytes.
     base: u64,
     wanted: VecDeque<Wanted>,
+    /// Bytes of the records among them, as the journal will hold them.
+    wanted_bytes: u64,
+    room: Room,
     /// Flushes that were asked of the journal, and up to where each makes durable.
     flushes: VecDeque<(JournalPos, Token)>,
     /// Records whose memory the journal may still write from, in order of position.
@@ -137,6 +139,8 @@ impl JournalIo {
             channel,
             base,
             wanted: VecDeque::with_capacity(1024),
+            wanted_bytes: 0,
+            room: Room::default(),
             flushes: VecDeque::with_capacity(64),
             held: VecDeque::with_capacity(1024),
             held_set: HashSet::with_capacity(1024),
@@ -158,19 +162,31 @@ impl JournalIo {
             && self.reads.iter().all(Option::is_none)
     }
 
-    /// Whether a record should not be taken in now; `next` says whether it is of the set that is
-    /// to be stored next, or of an earlier one.
-    pub(super) fn is_crowded(&self, next: bool) -> bool {
-        let (capacity, used) = self.journal.capacity_bytes();
-        let share = if next { CONTROL_SHARE } else { NEXT_SET_SHARE };
-        self.wanted.len() > BACKLOG_MAX
-            || self.journal.failed()
-            || capacity - used < capacity / share
+    /// Whether no record can be taken in now. Entries are appended in order, so a record that finds
+    /// no room would hold up the marks that make room.
+    pub(super) fn is_full(&self) -> bool {
+        let (capacity, used) = self.capacity_bytes();
+        self.wanted.len() > BACKLOG_MAX || self.journal.failed() || Room::is_full(capacity, used)
     }
 
-    /// Bytes of the log and bytes in use.
+    /// Bytes of the log, and bytes in use or spoken for.
     pub(super) fn capacity_bytes(&self) -> (u64, u64) {
-        self.journal.capacity_bytes()
+        let (capacity, used) = self.journal.capacity_bytes();
+        (capacity, used + self.wanted_bytes)
+    }
+
+    /// What the machines should know about the room, if that has changed.
+    fn news_of_room(&mut self) -> Option<Option<JournalPos>> {
+        let (capacity, used) = self.capacity_bytes();
+        self.room.look(capacity, used, self.journal.appended_before())
+    }
+
+    /// Bytes that an entry is counted with while it waits: a record's own.
+    fn wanted_bytes_of(arena: &Arena, entry: &JournalEntry) -> u64 {
+        match entry {
+            JournalEntry::Record { buf, .. } => arena.payload(*buf).len() as u64 + RECORD_BYTES,
+            _ => 0,
+        }
     }
 
     /// Whether a write or flush failed: nothing is stored any more.
@@ -338,6 +354,7 @@ impl Poller {
     /// The machines want an entry appended.
     pub(super) fn journal_append(&mut self, entry: JournalEntry, token: Token) {
         if let Some(journal) = &mut self.journal {
+            journal.wanted_bytes += JournalIo::wanted_bytes_of(&self.arena, &entry);
             journal.wanted.push_back(Wanted::Append { entry, token });
             self.journal_drain();
         }
@@ -373,6 +390,7 @@ impl Poller {
                     let token = *token;
                     match append(&mut io.journal, &self.arena, self.epoch, entry) {
                         Ok((position, held)) => {
+                            io.wanted_bytes -= JournalIo::wanted_bytes_of(&self.arena, entry);
                             if let Some(buf) = held {
                                 io.held.push_back((position, buf));
                                 io.held_set.insert(buf);
@@ -399,10 +417,13 @@ impl Poller {
         self.journal_drain();
         let Some(io) = &mut self.journal else { return 0 };
         let mut work = 0;
-        if io.in_flight == 0 && io.wanted.is_empty() {
-            // Nothing to wait for: what is there goes to the device.
+        if io.in_flight == 0 && io.journal.open_bytes() >= UNIT_BYTES_MIN {
             io.journal.seal();
         }
+        if let Some(news) = io.news_of_room() {
+            self.node.handle_journal_room(self.now, news);
+        }
+        let Some(io) = &mut self.journal else { return 0 };
         for _ in 0..io.unsubmitted.len() {
             if let Some(operation) = io.unsubmitted.pop_front() {
                 io.submit(operation, &self.arena, &mut self.contexts);
@@ -452,6 +473,7 @@ impl Poller {
         };
         let Some(buf) = self.arena.append(self.own_log, bytes, align) else {
             io.waiting_reads.push_back((position, write));
+            self.arena_full = true;
             return;
         };
         let Ok(memory) = DmaBuf::new(place.len, BLOCK_BYTES) else {

@@ -3,6 +3,7 @@
 //! Records go out from where they lie in the arena; what comes in is copied once, from the packet
 //! into the arena, with its checksum verified in the same pass.
 
+use super::journal_io::JournalIo;
 use super::messages::{LinkView, PeerState};
 use super::parts::LinkParts;
 use super::poller::Poller;
@@ -306,7 +307,7 @@ impl Poller {
     /// Stores a record or a fragment of one, verifies it, and hands whole ones to the protocol.
     #[inline]
     fn store(&mut self, peer: usize, store: Store, payload: Payload<'_>) {
-        let crowded = self.journal.as_ref().is_some_and(|journal| journal.is_crowded(true));
+        let crowded = self.journal.as_ref().is_some_and(JournalIo::is_full);
         let fresh = store.buf.is_none();
         let buf = match store.buf {
             Some(buf) => Some(buf),
@@ -332,13 +333,6 @@ impl Poller {
             }
             return;
         };
-        if self.is_too_early(&info) {
-            self.net.peers[peer].link.record_refused(&store, false);
-            if fresh {
-                self.arena.free(buf);
-            }
-            return;
-        }
         let from = self.net.peers[peer].link.peer();
         match self.node.handle_record(self.now, from, store.role, &info, buf) {
             RecordVerdict::Kept => self.net.peers[peer].link.record_stored(&store, buf),
@@ -353,20 +347,6 @@ impl Poller {
                 }
             }
         }
-    }
-
-    /// Whether the journal has no room for records of sets as late as this one's. The link sends
-    /// it again.
-    fn is_too_early(&mut self, info: &UpdateInfo) -> bool {
-        let crowded = self.journal.as_ref().is_some_and(|journal| journal.is_crowded(false));
-        if !crowded {
-            return false;
-        }
-        let stored = self.node.secondary().and_then(|machines| {
-            let mut groups = machines.shard().status();
-            groups.find(|group| group.group == info.group).map(|group| group.stored)
-        });
-        stored.is_some_and(|stored| info.set > stored.next())
     }
 
     /// Room for a record that begins to arrive. Copies for others and transferred records have

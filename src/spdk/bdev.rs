@@ -14,7 +14,6 @@ use super::env::IoBuf;
 use super::error::{Error, NvmeStatus, Submit, check, cstring, submitted};
 use super::queue::{Done, push_done};
 use super::sys;
-use super::tap::HostIo;
 
 /// What a device can do and how large it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,7 +266,7 @@ impl Channel {
                 count,
                 offset,
                 blocks,
-                Some(on_done),
+                Some(on_compared),
                 ctx,
             )
         })
@@ -327,69 +326,6 @@ impl Channel {
             sys::spdk_bdev_reset(self.desc(), self.raw.as_ptr(), Some(on_done), ctx)
         })
     }
-
-    /// Serves a host's read from this device, into the host's own buffers, at
-    /// `offset_blocks`; the device's completion completes the host. Gives the
-    /// command back when it could not be submitted.
-    ///
-    /// The block sizes of volume and base are the same.
-    ///
-    /// # Errors
-    /// The command and why.
-    #[inline]
-    pub fn forward_read(&self, io: HostIo, offset_blocks: u64) -> Result<(), (HostIo, Submit)> {
-        let (iovs, count) = io.raw_iovs();
-        let blocks = io.blocks();
-        let raw = io.into_raw();
-        // SAFETY: the host's buffers and iovecs stay until the host command is
-        // completed, which `on_forwarded` does.
-        let rc = unsafe {
-            sys::spdk_bdev_readv_blocks(
-                self.desc(),
-                self.raw.as_ptr(),
-                iovs,
-                count,
-                offset_blocks,
-                blocks,
-                Some(on_forwarded),
-                raw.as_ptr().cast(),
-            )
-        };
-        submitted(rc).map_err(|why| {
-            // SAFETY: `raw` came from `into_raw` and was not handed on.
-            (unsafe { HostIo::from_raw(raw) }, why)
-        })
-    }
-}
-
-impl Channel {
-    /// Serves a host's compare from this device, as [`Channel::forward_read`]
-    /// serves reads.
-    ///
-    /// # Errors
-    /// The command and why.
-    pub fn forward_compare(&self, io: HostIo, offset_blocks: u64) -> Result<(), (HostIo, Submit)> {
-        let (iovs, count) = io.raw_iovs();
-        let blocks = io.blocks();
-        let raw = io.into_raw();
-        // SAFETY: as in `forward_read`.
-        let rc = unsafe {
-            sys::spdk_bdev_comparev_blocks(
-                self.desc(),
-                self.raw.as_ptr(),
-                iovs,
-                count,
-                offset_blocks,
-                blocks,
-                Some(on_compared),
-                raw.as_ptr().cast(),
-            )
-        };
-        submitted(rc).map_err(|why| {
-            // SAFETY: as in `forward_read`.
-            (unsafe { HostIo::from_raw(raw) }, why)
-        })
-    }
 }
 
 impl Drop for Channel {
@@ -419,29 +355,19 @@ unsafe extern "C" fn on_done(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mu
     push_done(Done { ctx: ctx as u64, status: take_status(io, success) });
 }
 
-unsafe extern "C" fn on_forwarded(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mut c_void) {
-    let status = take_status(io, success);
-    let Some(host) = NonNull::new(ctx.cast()) else { return };
-    // SAFETY: the command that `forward_read` gave up, handed over once.
-    unsafe { HostIo::from_raw(host) }.complete(status);
-}
-
 unsafe extern "C" fn on_compared(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mut c_void) {
-    let status = if success {
-        NvmeStatus::SUCCESS
-    } else {
-        // A difference that SPDK found itself shows only in this form of status.
-        let (mut cdw0, mut first, mut second) = (0, (0, 0), (0, 0));
-        let (sct, sc) = (&mut first.0, &mut first.1);
-        let (sct2, sc2) = (&mut second.0, &mut second.1);
-        // SAFETY: `io` is a completed request; the destinations are valid.
-        unsafe { sys::spdk_bdev_io_get_nvme_fused_status(io, &mut cdw0, sct, sc, sct2, sc2) };
-        let (sct, sc) = if first == (0, 0) { second } else { first };
-        NvmeStatus::new(sct as u32, sc as u32)
-    };
+    if success {
+        push_done(Done { ctx: ctx as u64, status: take_status(io, success) });
+        return;
+    }
+    // A difference that SPDK found itself shows only in this form of status.
+    let (mut cdw0, mut first, mut second) = (0, (0, 0), (0, 0));
+    let (sct, sc) = (&mut first.0, &mut first.1);
+    let (sct2, sc2) = (&mut second.0, &mut second.1);
+    // SAFETY: `io` is a completed request; the destinations are valid.
+    unsafe { sys::spdk_bdev_io_get_nvme_fused_status(io, &mut cdw0, sct, sc, sct2, sc2) };
+    let (sct, sc) = if first == (0, 0) { second } else { first };
     // SAFETY: completed, and used no more.
     unsafe { sys::spdk_bdev_free_io(io) };
-    let Some(host) = NonNull::new(ctx.cast()) else { return };
-    // SAFETY: the command that `forward_compare` gave up, handed over once.
-    unsafe { HostIo::from_raw(host) }.complete(status);
+    push_done(Done { ctx: ctx as u64, status: NvmeStatus::new(sct as u32, sc as u32) });
 }

@@ -102,20 +102,6 @@ impl Pass {
 
     fn submit(&mut self, volume: usize, io: HostIo) {
         let base = &self.bases[volume];
-        if io.kind() == IoKind::Read {
-            let offset = io.offset_blocks();
-            if let Err((io, why)) = base.forward_read(io, offset) {
-                refuse(io, why);
-            }
-            return;
-        }
-        if io.kind() == IoKind::Compare {
-            let offset = io.offset_blocks();
-            if let Err((io, why)) = base.forward_compare(io, offset) {
-                refuse(io, why);
-            }
-            return;
-        }
         let Some(slot) = self.free.pop() else { return io.retry_later() };
         let (offset, blocks, ctx) = (io.offset_blocks(), io.blocks(), slot as u64);
         let submitted = match io.kind() {
@@ -128,7 +114,9 @@ impl Pass {
             IoKind::WriteZeroes => base.write_zeroes(offset, blocks, ctx),
             IoKind::Unmap if base.geometry().unmap => base.unmap(offset, blocks, ctx),
             IoKind::Unmap => base.write_zeroes(offset, blocks, ctx),
-            IoKind::Flush | IoKind::Read | IoKind::Compare => base.flush(ctx),
+            IoKind::Read => base.read_foreign(io.foreign_iovs(), offset, blocks, ctx),
+            IoKind::Compare => base.compare_foreign(io.foreign_iovs(), offset, blocks, ctx),
+            IoKind::Flush => base.flush(ctx),
         };
         match submitted {
             Ok(()) => self.slots[slot] = Some(io),

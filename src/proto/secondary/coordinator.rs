@@ -151,6 +151,8 @@ pub struct SecondaryCoordinator {
     ordinal: u64,
     durable: u64,
     retired: JournalPos,
+    /// The journal is scarce, and ample from there on.
+    scarce: Option<JournalPos>,
     refused_messages: u64,
 }
 
@@ -190,6 +192,7 @@ impl SecondaryCoordinator {
             ordinal: 0,
             durable: 0,
             retired: JournalPos::default(),
+            scarce: None,
             refused_messages: 0,
         }
     }
@@ -270,6 +273,8 @@ impl SecondaryCoordinator {
         }
         self.commit(group);
         self.apply(group);
+        // What is applied everywhere needs no commit any more, whether or not another follows.
+        self.retire();
     }
 
     /// A shard says how far it is, and gets what it lacks. What it ever said is durable there, so
@@ -371,7 +376,11 @@ impl SecondaryCoordinator {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(stored) = group.stored_everywhere() else { return };
         let before = group.appended;
-        while group.appended < stored
+        let last = match (self.scarce, group.applied_everywhere()) {
+            (Some(_), Some(applied)) => stored.min(applied.next()),
+            _ => stored,
+        };
+        while group.appended < last
             && let Some(Pending { facts: Some(_), cut_time_ns, .. }) = group.pending.front()
         {
             let cut_time_ns = *cut_time_ns;
@@ -422,6 +431,16 @@ impl SecondaryCoordinator {
         let ids: Vec<GroupId> = self.groups.keys().copied().collect();
         for id in ids {
             self.settle(id, self.durable);
+        }
+        self.retire();
+    }
+
+    /// See [`super::Secondary::handle_journal_room`].
+    pub fn handle_journal_room(&mut self, scarce: Option<JournalPos>) {
+        self.scarce = scarce;
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in ids {
+            self.commit(id);
         }
         self.retire();
     }
@@ -569,6 +588,7 @@ impl SecondaryCoordinator {
     /// Says from where the journal is still needed, and moves commits that hold it.
     fn retire(&mut self) {
         let mut floor: Option<JournalPos> = None;
+        let mut moving = false;
         for group in self.groups.values_mut() {
             let alone = group.commits.len() == 1;
             let Some(front) = group.commits.front_mut() else { continue };
@@ -580,7 +600,8 @@ impl SecondaryCoordinator {
             if let Some(position) = front.position {
                 floor = Some(floor.map_or(position, |f| f.min(position)));
             }
-            let old = self.ordinal - front.ordinal > COMMIT_AGE_MAX;
+            let in_the_way = front.position.is_some() && front.position < self.scarce;
+            let old = in_the_way || self.ordinal - front.ordinal > COMMIT_AGE_MAX;
             if alone && old && front.moving.is_none() {
                 self.ordinal += 1;
                 front.moving = Some((self.ordinal, None));
@@ -588,7 +609,11 @@ impl SecondaryCoordinator {
                 let entry = JournalEntry::Commit { group: group.id, set, cut_time_ns };
                 let token = Token(TOKEN_MARK | self.ordinal);
                 self.commands.push_back(Command::Journal { entry, token });
+                moving |= in_the_way;
             }
+        }
+        if moving {
+            self.flush();
         }
         if let Some(before) = floor
             && before > self.retired

@@ -29,6 +29,14 @@
 //! A record handed to [`Secondary::handle_record`] and accepted belongs to the machine until its
 //! `Free`; refused and duplicate ones stay with the caller.
 //!
+//! # When the journal fills
+//!
+//! Apply may lag: sets that are stored wait in the journal. Room is made only by applying, and that
+//! takes room itself, for a mark. So once the caller says that the journal is scarce
+//! ([`Secondary::handle_journal_room`]), nothing goes in any more but what leads to room: of each
+//! group the set after the applied one, and marks. Records of later sets are refused as too far
+//! ahead and come again; the primary keeps them, and its hosts feel it only when its arena is full.
+//!
 //! # What it does not do
 //!
 //! It never sees payload, and it does not check payload checksums: a record that it is handed is
@@ -257,6 +265,18 @@ impl Secondary {
             }
         } else {
             self.shard.handle_journal_durable(now, token);
+        }
+    }
+
+    /// How much room the journal has: `Some(before)` when it is scarce, with the position from which
+    /// on it would be ample; `None` when it is ample. Marks and commits that lie before `before`
+    /// only because nothing newer took their place are written anew. To be called when it changes,
+    /// and again when `before` has moved on.
+    pub fn handle_journal_room(&mut self, now: Nanos, scarce: Option<JournalPos>) {
+        self.now = now;
+        self.shard.handle_journal_room(now, scarce);
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.handle_journal_room(scarce);
         }
     }
 

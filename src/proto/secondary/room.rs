@@ -5,7 +5,8 @@
 //! Entries of applied sets are dropped in bounded batches, from `handle_timeout`.
 //!
 //! The journal is needed from the first record of the first set that is not applied, and never
-//! beyond the newest durable applied mark of each group.
+//! beyond the newest durable applied mark of each group. While it is scarce, only what leads to room
+//! goes in: see [`super`].
 
 use super::sets::FreshMark;
 use super::shard::SecondaryShard;
@@ -103,6 +104,23 @@ impl SecondaryShard {
         self.flush_journal();
         self.room.pressed = self.durable < self.flushing;
         self.evict();
+    }
+
+    /// See [`super::Secondary::handle_journal_room`].
+    pub fn handle_journal_room(&mut self, now: Nanos, scarce: Option<JournalPos>) {
+        self.scarce = scarce;
+        if scarce.is_some() {
+            self.retire();
+        } else {
+            for group in 0..self.groups.len() {
+                self.advance(now, group);
+            }
+        }
+    }
+
+    /// Whether the journal may take something of `set`: always, unless it is scarce.
+    pub(super) fn has_room_for(&self, group: usize, set: SetId) -> bool {
+        self.scarce.is_none() || set <= self.groups[group].applied.next()
     }
 
     /// Frees buffers of records that the journal has, oldest first: the arena gives memory back
@@ -204,6 +222,7 @@ impl SecondaryShard {
     /// Says from where the journal is still needed, and moves marks that hold it.
     fn retire(&mut self) {
         let mut floor: Option<JournalPos> = None;
+        let mut moving = false;
         for index in 0..self.groups.len() {
             let group = &self.groups[index];
             let sets = group.sets.iter().filter_map(|set| set.first_position);
@@ -213,11 +232,16 @@ impl SecondaryShard {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),
             };
-            let old = self.ordinal - group.mark_ordinal > MARK_AGE_MAX;
+            let old = self.ordinal - group.mark_ordinal > MARK_AGE_MAX
+                || (group.mark < self.scarce && group.mark.is_some());
             if old && needed.is_some() && needed == group.mark && group.fresh_mark.is_none() {
                 let applied = group.applied;
                 self.append_mark(index, applied);
+                moving |= self.scarce.is_some();
             }
+        }
+        if moving {
+            self.flush_journal();
         }
         if let Some(before) = floor
             && before > self.room.retired

@@ -91,6 +91,8 @@ pub struct SecondaryShard {
     pub(super) durable: u64,
     /// Counts the partner's lives, so that an old delivery is not taken for a new one.
     incarnation: u8,
+    /// The journal is scarce, and ample from there on.
+    pub(super) scarce: Option<JournalPos>,
     pub(super) room: super::room::Room,
     pub(super) recovery: super::recovery::Recovery,
     pub(super) counters: Counters,
@@ -137,6 +139,7 @@ impl SecondaryShard {
             flushing: 0,
             durable: 0,
             incarnation: 0,
+            scarce: None,
             room: super::room::Room::default(),
             recovery: super::recovery::Recovery::default(),
             counters: Counters::default(),
@@ -206,6 +209,7 @@ impl SecondaryShard {
             return if same { Ok(false) } else { Err(Refusal::Conflict) };
         }
         if info.set.0 > group.stored.0 + SETS_AHEAD_MAX
+            || !self.has_room_for(usize::from(volume.group), info.set)
             || !volume.window.reaches(info.seq, RETAINED_UPDATES_MAX as u64)
         {
             return Err(Refusal::TooFarAhead);
@@ -254,7 +258,9 @@ impl SecondaryShard {
         if self.kept[index].get(info.seq).is_some() {
             return Ok(false);
         }
-        if !self.kept[index].reaches(info.seq, RETAINED_UPDATES_MAX as u64) {
+        if !self.has_room_for(group, info.set)
+            || !self.kept[index].reaches(info.seq, RETAINED_UPDATES_MAX as u64)
+        {
             return Err(Refusal::TooFarAhead);
         }
         let slot = self.insert(RecordRole::SecondaryMirror, info, group as u16, index as u32, buf);

@@ -12,7 +12,7 @@ use crate::proto::command::{Command, JournalEntry, JournalPos, PayloadAt, Record
 use crate::proto::message::{FactsPart, Message};
 use crate::proto::sabotage::Sabotage;
 use crate::proto::secondary::{
-    CoordinatorConfig, Receipt, Recovered, Secondary, ShardConfig, VolumeConfig,
+    CoordinatorConfig, Receipt, Recovered, Refusal, Secondary, ShardConfig, VolumeConfig,
 };
 use crate::proto::types::{
     BufRef, Extent, GroupId, MoverId, Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId,
@@ -199,6 +199,10 @@ impl Site {
                     let now = self.now;
                     self.node(shard).machine.handle_pressure(now);
                 }
+                25..=30 => {
+                    let shard = SHARDS[self.random.below(3) as usize];
+                    self.journal_room(shard);
+                }
                 _ => {}
             }
             self.drain_commands()?;
@@ -207,6 +211,15 @@ impl Site {
         self.drain_commands()?;
         self.check()?;
         Ok(moved)
+    }
+
+    /// The shard's journal becomes scarce, or ample again. It may stay scarce to the end: everything
+    /// must be applied all the same.
+    fn journal_room(&mut self, shard: ShardId) {
+        let (now, scarce) = (self.now, self.random.chance(60));
+        let end = self.nodes[&shard].next_position;
+        let before = JournalPos(end - self.random.below(end + 1).min(40));
+        self.node(shard).machine.handle_journal_room(now, scarce.then_some(before));
     }
 
     fn node(&mut self, shard: ShardId) -> &mut Node {
@@ -319,7 +332,12 @@ impl Site {
                         node.arena.insert(buf, info);
                     }
                     Receipt::Duplicate => {}
-                    Receipt::Refused(crate::proto::secondary::Refusal::Void) => {}
+                    Receipt::Refused(Refusal::Void) => {}
+                    Receipt::Refused(Refusal::TooFarAhead) => {
+                        // The link sends it again.
+                        self.pool.push(Event::Record { from, to, role, info, sent });
+                        return Ok(());
+                    }
                     Receipt::Refused(why) => return Err(format!("{info:?} refused: {why:?}")),
                 }
                 if let Some(token) = sent {
