@@ -122,8 +122,12 @@ impl Poller {
             _ => (UpdateKind::Deallocate, 0),
         };
         let record_bytes = HEADER_BYTES as u32 + payload_len.next_multiple_of(64);
-        let Ok(admitted) = shard.admit(command.volume, record_bytes) else {
-            return Attempt::NoRoom(command);
+        let admitted = match shard.admit(command.volume, record_bytes) {
+            Ok(admitted) => admitted,
+            Err(_) => {
+                shard.handle_refused();
+                return Attempt::NoRoom(command);
+            }
         };
         let Some(buf) = self.arena.append(self.own_log, payload_len as usize, volume.align) else {
             self.arena_full = true;

@@ -126,7 +126,10 @@ impl Cluster {
             return Ok(false);
         }
         let Some(shard) = machines.primary() else { return Ok(false) };
-        let Ok(admitted) = shard.admit(index, record_bytes as u32) else { return Ok(false) };
+        let Ok(admitted) = shard.admit(index, record_bytes as u32) else {
+            shard.handle_refused();
+            return Ok(false);
+        };
         let mut bytes = vec![0; UPDATE_HEADER_BYTES];
         if kind == UpdateKind::Write {
             for lba in extent.lba..extent.end() {

@@ -28,6 +28,8 @@ pub(super) struct OwnSet {
     pub opened_at: Nanos,
     /// The coordinator was asked to close it early.
     pub close_asked: bool,
+    /// Bytes of its records, voids included.
+    record_bytes: u64,
     /// By index of the volume at the shard; `last` 0 where there is nothing.
     facts: Vec<VolumeFacts>,
 }
@@ -35,7 +37,7 @@ pub(super) struct OwnSet {
 impl OwnSet {
     /// Counts a newly numbered update in.
     #[inline]
-    pub(super) fn add(&mut self, volume: usize, info: &UpdateInfo) {
+    fn add(&mut self, volume: usize, info: &UpdateInfo) {
         self.unfinished += 1;
         let facts = &mut self.facts[volume];
         if facts.last == Seq(0) {
@@ -74,11 +76,35 @@ pub(super) struct OwnSets {
     /// Spent sets, kept for their memory.
     spare: Vec<OwnSet>,
     volumes: Vec<VolumeId>,
+    /// Bytes of the records of all sets.
+    record_bytes: u64,
 }
 
 impl OwnSets {
     pub(super) fn new(volumes: Vec<VolumeId>) -> Self {
-        Self { sets: VecDeque::with_capacity(8), spare: Vec::with_capacity(8), volumes }
+        Self { sets: VecDeque::with_capacity(8), spare: Vec::with_capacity(8), volumes, record_bytes: 0 }
+    }
+
+    /// Counts a newly numbered update, whose record takes `record_bytes`, into the open set and
+    /// returns that.
+    #[inline]
+    pub(super) fn add(
+        &mut self,
+        volume: usize,
+        info: &UpdateInfo,
+        record_bytes: u32,
+    ) -> Option<&mut OwnSet> {
+        let open = self.sets.back_mut()?;
+        open.add(volume, info);
+        open.record_bytes += u64::from(record_bytes);
+        self.record_bytes += u64::from(record_bytes);
+        Some(open)
+    }
+
+    /// Whether closing the open set early would free much: a good part of what is retained is in
+    /// it. Otherwise the sets before it are under way to be confirmed, which frees more.
+    pub(super) fn is_open_set_worth_closing(&self) -> bool {
+        self.open().is_some_and(|open| open.head != NIL && 4 * open.record_bytes >= self.record_bytes)
     }
 
     /// The open set, if the first boundary has been.
@@ -101,6 +127,7 @@ impl OwnSets {
             reported: false,
             opened_at: now,
             close_asked: false,
+            record_bytes: 0,
             facts: Vec::with_capacity(self.volumes.len()),
         });
         set.id = id;
@@ -111,6 +138,7 @@ impl OwnSets {
         set.reported = false;
         set.opened_at = now;
         set.close_asked = false;
+        set.record_bytes = 0;
         set.facts.resize_with(self.volumes.len(), || VolumeFacts {
             volume: VolumeId(0),
             first: Seq(0),
@@ -138,7 +166,9 @@ impl OwnSets {
     /// Takes out the oldest set if it is at most `upto`; give it back with [`Self::recycle`].
     pub(super) fn pop_through(&mut self, upto: SetId) -> Option<OwnSet> {
         if self.sets.front().is_some_and(|set| set.id <= upto && set.reported) {
-            self.sets.pop_front()
+            let set = self.sets.pop_front()?;
+            self.record_bytes -= set.record_bytes;
+            Some(set)
         } else {
             None
         }

@@ -271,8 +271,7 @@ impl PrimaryShard {
             flags: if tracking { RELEASED } else { 0 },
         });
         let mut crowded = self.slab.used() > self.slab.max() / 2;
-        if !tracking && let Some(open) = group.sets.open_mut() {
-            open.add(volume_index, &info);
+        if !tracking && let Some(open) = group.sets.add(volume_index, &info, update.record_bytes) {
             self.slab.get_mut(slot).next = core::mem::replace(&mut open.head, slot);
         }
         match self.order.admit(slot, info.volume, update.extent) {
@@ -317,6 +316,15 @@ impl PrimaryShard {
         info
     }
 
+    /// An update was not admitted: asks for the open sets to be closed early, if it is room for
+    /// copies that lacks and not only a credit of a link.
+    pub fn handle_refused(&mut self) {
+        let crowded = |mirror: &Mirror| mirror.used_bytes > mirror.budget_bytes / 2;
+        if self.slab.used() > self.slab.max() / 2 || self.mirrors.iter().any(crowded) {
+            self.handle_pressure();
+        }
+    }
+
     /// The caller's arena runs short: asks for the open sets to be closed early.
     pub fn handle_pressure(&mut self) {
         for group in 0..self.groups.len() {
@@ -328,10 +336,10 @@ impl PrimaryShard {
     fn ask_for_early_close(&mut self, group: usize) {
         let group = &mut self.groups[group];
         if group.broken.is_none()
+            && group.sets.is_open_set_worth_closing()
             && let Some(open) = group.sets.open_mut()
             && !open.close_asked
             && open.released
-            && open.head != NIL
         {
             open.close_asked = true;
             let message = Message::CloseNow { group: group.id, set: open.id };
