@@ -245,6 +245,11 @@ impl Board {
         for view in snapshot.secondary.iter().flatten() {
             if let Some(group) = self.group_mut(view.id) {
                 group.secondary_shards.insert(snapshot.shard, *view);
+                if group.secondary.is_none() {
+                    // Away from the coordinator: what is applied here.
+                    let applied = group.secondary_shards.values().map(|view| view.applied).min();
+                    group.applied(applied.unwrap_or(SetId(0)), unix_ns, role);
+                }
             }
         }
         for view in snapshot.secondary_coordinator.iter().flatten() {
