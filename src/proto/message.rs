@@ -136,6 +136,13 @@ pub enum Message {
         /// Stop or go on.
         paused: bool,
     },
+    /// Secondary shard → secondary coordinator, after each `Resume` and whenever it changes:
+    /// whether its journal is scarce. While one is, no set is committed but the next to be applied,
+    /// so that the primary keeps the others and its hosts wait (F7).
+    JournalRoom {
+        /// Scarce or ample.
+        scarce: bool,
+    },
 }
 
 /// Why a group can form no sets until it is resynchronised.

@@ -1,7 +1,7 @@
 //! What the completions of block device requests mean: a slab of contexts.
 
 use crate::proto::command::{HostTag, Token};
-use crate::proto::types::{BufRef, VolumeId};
+use crate::proto::types::VolumeId;
 
 /// Why a request was submitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,12 +17,12 @@ pub(super) enum IoContext {
         /// The volume.
         volume: VolumeId,
     },
-    /// A write from memory that only it uses: freed when it is done.
-    Temporary {
+    /// A write of a payload that was read back from the journal.
+    ReadBack {
         /// The write.
         token: Token,
-        /// The memory.
-        buf: BufRef,
+        /// Its memory in the pool.
+        slot: u32,
     },
     /// Of the journal; its own name for it.
     Journal(u64),

@@ -5,7 +5,7 @@ use super::messages::FromPoller;
 use super::poller::Poller;
 use super::siblings::SiblingMessage;
 use crate::proto::command::{Command, PayloadAt, Report, Token};
-use crate::proto::types::{BufRef, Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
+use crate::proto::types::{Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
 use crate::spdk::env::IoBuf;
 use crate::spdk::error::Submit;
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader};
@@ -19,8 +19,8 @@ pub(super) struct BlockWrite {
     pub(super) fua: bool,
     pub(super) payload: PayloadAt,
     pub(super) token: Token,
-    /// Memory that only this write uses: freed when it is done.
-    pub(super) temporary: Option<BufRef>,
+    /// The payload was read back from the journal: where it is in the pool.
+    pub(super) read_back: Option<u32>,
 }
 
 /// A flush of a volume that waits for a request object.
@@ -49,8 +49,8 @@ impl Poller {
                     self.net.send_record(to, role, buf, len, token);
                 }
                 Command::Write { volume, kind, extent, fua, payload, token } => {
-                    let temporary = None;
-                    self.write(BlockWrite { volume, kind, extent, fua, payload, token, temporary });
+                    let read_back = None;
+                    self.write(BlockWrite { volume, kind, extent, fua, payload, token, read_back });
                 }
                 Command::CompleteHost { tag, status } => self.complete_tag(tag, status),
                 Command::Free { buf } => self.free(buf),
@@ -108,8 +108,8 @@ impl Poller {
             self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
             return;
         };
-        let meaning = if let Some(buf) = write.temporary {
-            IoContext::Temporary { token: write.token, buf }
+        let meaning = if let Some(slot) = write.read_back {
+            IoContext::ReadBack { token: write.token, slot }
         } else if write.fua && volume.write_cache {
             IoContext::FlushAfter { token: write.token, volume: write.volume }
         } else {
@@ -117,11 +117,13 @@ impl Poller {
         };
         let context = self.contexts.insert(meaning);
         let (lba, blocks) = (write.extent.lba, u64::from(write.extent.blocks));
-        let result = match (write.kind, write.payload) {
-            (UpdateKind::Write, PayloadAt::Buf(buf)) => {
-                let bytes = write.extent.blocks as usize * volume.block_bytes as usize;
-                channel.write(IoBuf::of_payload(&self.arena, buf, bytes), lba, context)
-            }
+        let bytes = write.extent.blocks as usize * volume.block_bytes as usize;
+        let payload = match write.payload {
+            PayloadAt::Buf(buf) => Some(IoBuf::of_payload(&self.arena, buf, bytes)),
+            _ => write.read_back.and_then(|slot| self.read_back.memory(slot, bytes)),
+        };
+        let result = match (write.kind, payload) {
+            (UpdateKind::Write, Some(payload)) => channel.write(payload, lba, context),
             (UpdateKind::Deallocate, _) if volume.unmap => channel.unmap(lba, blocks, context),
             _ => channel.write_zeroes(lba, blocks, context),
         };
@@ -133,6 +135,9 @@ impl Poller {
             }
             Err(Submit::Refused(_)) => {
                 self.contexts.remove(context);
+                if let Some(slot) = write.read_back {
+                    self.read_back.give_back(slot);
+                }
                 self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
             }
         }
@@ -185,8 +190,8 @@ impl Poller {
                     self.node.handle_written(self.now, token, status);
                 }
             }
-            Some(IoContext::Temporary { token, buf }) => {
-                self.arena.free(buf);
+            Some(IoContext::ReadBack { token, slot }) => {
+                self.read_back.give_back(slot);
                 self.node.handle_written(self.now, token, status);
             }
             Some(IoContext::Journal(id)) => self.journal_done(id, status),

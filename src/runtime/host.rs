@@ -133,11 +133,8 @@ impl Poller {
             self.arena_full = true;
             return Attempt::NoRoom(command);
         };
-        let payload_crc = if payload_len == 0 {
-            0
-        } else {
-            command.iovs.copy_into(&mut self.arena, buf)
-        };
+        let payload_crc =
+            if payload_len == 0 { 0 } else { command.iovs.copy_into(&mut self.arena, buf) };
         let list_seq = match &self.list {
             Some(next) if volume.numbered_by_mover => {
                 next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)

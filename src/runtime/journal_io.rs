@@ -46,15 +46,6 @@ enum Wanted {
     Flush { token: Token },
 }
 
-/// A payload that is read back to be applied.
-#[derive(Debug)]
-struct ReadBack {
-    write: BlockWrite,
-    buf: BufRef,
-    memory: DmaBuf,
-    skip: usize,
-}
-
 /// The journal and its device. Owned by one poller.
 #[derive(Debug)]
 pub(super) struct JournalIo {
@@ -79,7 +70,6 @@ pub(super) struct JournalIo {
     gathers: Vec<Gather>,
     /// Operations under way, by the index in their context.
     operations: Vec<Option<(IoId, usize)>>,
-    reads: Vec<Option<ReadBack>>,
     /// Payload reads that wait: for memory, a request object, or the write of their unit.
     waiting_reads: VecDeque<(JournalPos, BlockWrite)>,
     in_flight: usize,
@@ -148,7 +138,6 @@ impl JournalIo {
             unsubmitted: VecDeque::new(),
             gathers: (0..UNITS_IN_FLIGHT + 4).map(|_| Gather::with_capacity(128)).collect(),
             operations: (0..UNITS_IN_FLIGHT + 4).map(|_| None).collect(),
-            reads: Vec::new(),
             waiting_reads: VecDeque::new(),
             in_flight: 0,
         })
@@ -156,10 +145,7 @@ impl JournalIo {
 
     /// Whether nothing is under way or waits.
     pub(super) fn is_idle(&self) -> bool {
-        self.in_flight == 0
-            && self.wanted.is_empty()
-            && self.journal.is_idle()
-            && self.reads.iter().all(Option::is_none)
+        self.in_flight == 0 && self.wanted.is_empty() && self.journal.is_idle()
     }
 
     /// Whether no record can be taken in now. Entries are appended in order, so a record that finds
@@ -465,39 +451,29 @@ impl Poller {
             return;
         };
         let bytes = write.extent.blocks as usize * self.volumes[index].block_bytes as usize;
-        let align = self.volumes[index].align;
         let Some(io) = &mut self.journal else { return };
         let Some(place) = io.journal.locate(position, bytes) else {
             io.waiting_reads.push_back((position, write));
             return;
         };
-        let Some(buf) = self.arena.append(self.own_log, bytes, align) else {
-            io.waiting_reads.push_back((position, write));
-            self.arena_full = true;
-            return;
-        };
-        let Ok(memory) = DmaBuf::new(place.len, BLOCK_BYTES) else {
-            self.arena.free(buf);
+        let Some(slot) = self.read_back.take(place.len, place.skip, write) else {
             io.waiting_reads.push_back((position, write));
             return;
         };
-        let slot = io.reads.iter().position(Option::is_none).unwrap_or_else(|| {
-            io.reads.push(None);
-            io.reads.len() - 1
-        });
-        let context = self.contexts.insert(IoContext::Journal(READ_MARK | slot as u64));
+        let context = self.contexts.insert(IoContext::Journal(READ_MARK | u64::from(slot)));
         let block = u64::from(io.channel.geometry().block_bytes);
         let at = (io.base + place.offset) / block;
-        match io.channel.read(memory.io_buf(), at, context) {
-            Ok(()) => io.reads[slot] = Some(ReadBack { write, buf, memory, skip: place.skip }),
-            Err(why) => {
-                self.contexts.remove(context);
-                self.arena.free(buf);
-                match why {
-                    Submit::Busy => io.waiting_reads.push_back((position, write)),
-                    Submit::Refused(_) => {
-                        self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
-                    }
+        let result = match self.read_back.memory(slot, place.len) {
+            Some(memory) => io.channel.read(memory, at, context),
+            None => Err(Submit::Busy),
+        };
+        if let Err(why) = result {
+            self.contexts.remove(context);
+            self.read_back.give_back(slot);
+            match why {
+                Submit::Busy => io.waiting_reads.push_back((position, write)),
+                Submit::Refused(_) => {
+                    self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
                 }
             }
         }
@@ -507,9 +483,7 @@ impl Poller {
     pub(super) fn journal_done(&mut self, id: u64, status: NvmeStatus) {
         let Some(io) = &mut self.journal else { return };
         if id & READ_MARK != 0 {
-            if let Some(read) = io.reads[(id & !READ_MARK) as usize].take() {
-                self.read_back(read, status);
-            }
+            self.has_read_back((id & !READ_MARK) as u32, status);
             return;
         }
         if let Some((operation, _)) = io.operations[id as usize].take() {
@@ -521,20 +495,23 @@ impl Poller {
         }
     }
 
-    /// A payload is back in memory: writes it, and frees the memory when the write is done.
-    fn read_back(&mut self, read: ReadBack, status: NvmeStatus) {
-        let ReadBack { mut write, buf, memory, skip } = read;
-        if !status.is_ok() {
-            self.arena.free(buf);
-            self.node.handle_written(self.now, write.token, status);
-            return;
+    /// A payload is back in memory: writes it to its volume.
+    fn has_read_back(&mut self, slot: u32, status: NvmeStatus) {
+        let Some(write) = self.read_back.write_of(slot) else { return };
+        let (volume, blocks, token) = (write.volume, write.extent.blocks, write.token);
+        let block_bytes = self.volume_index(volume).map_or(0, |i| self.volumes[i].block_bytes);
+        let bytes = blocks as usize * block_bytes as usize;
+        match self.read_back.arrived(slot, bytes) {
+            Some(mut write) if status.is_ok() => {
+                write.payload = PayloadAt::None;
+                write.read_back = Some(slot);
+                self.write(write);
+            }
+            _ => {
+                self.read_back.give_back(slot);
+                self.node.handle_written(self.now, token, status);
+            }
         }
-        let index = self.volume_index(write.volume).unwrap_or(0);
-        let bytes = write.extent.blocks as usize * self.volumes[index].block_bytes as usize;
-        self.arena.fill_from(buf, &memory[skip..skip + bytes]);
-        write.payload = PayloadAt::Buf(buf);
-        write.temporary = Some(buf);
-        self.write(write);
     }
 }
 

@@ -27,6 +27,8 @@ pub mod parts;
 #[cfg(feature = "datapath")]
 pub mod poller;
 #[cfg(feature = "datapath")]
+mod readback;
+#[cfg(feature = "datapath")]
 pub mod siblings;
 #[cfg(feature = "datapath")]
 mod snapshot;

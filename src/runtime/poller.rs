@@ -12,6 +12,7 @@ use super::journal_io::JournalIo;
 use super::messages::{FromPoller, ToPoller, VolumeCounters};
 use super::net::Net;
 use super::parts::{MachineConfigs, PollerParts, TapOwner, VolumeParts};
+use super::readback::ReadBack;
 use super::siblings::{SiblingEnds, SiblingMessage};
 use super::stats::Stats;
 use crate::dpdk::Region;
@@ -154,6 +155,7 @@ pub struct Poller {
     pub(super) contexts: IoContexts,
     pub(super) net: Net,
     pub(super) journal: Option<JournalIo>,
+    pub(super) read_back: ReadBack,
     pub(super) siblings: SiblingEnds,
     /// The mover's one list of numbers, shared with the siblings (G7); touched only by groups
     /// that number so.
@@ -315,6 +317,7 @@ impl Poller {
             contexts: IoContexts::new(1024),
             net,
             journal,
+            read_back: ReadBack::default(),
             siblings: parts.siblings,
             list: parts.list,
             quiesced: false,
@@ -467,7 +470,10 @@ impl Poller {
 
     /// Whether a stopping poller has nothing under way at a device any more, or waited enough.
     fn may_end(&self, since: Nanos) -> bool {
-        if self.contexts.len() == 0 && self.journal.as_ref().is_none_or(JournalIo::is_idle) {
+        if self.contexts.len() == 0
+            && self.journal.as_ref().is_none_or(JournalIo::is_idle)
+            && self.read_back.is_idle()
+        {
             return true;
         }
         let late = self.now.since(since) > STOP_NS;

@@ -71,6 +71,7 @@ const APPLIED: u8 = 12;
 const RESUME: u8 = 13;
 const BROKEN: u8 = 14;
 const PAUSE_APPLY: u8 = 15;
+const JOURNAL_ROOM: u8 = 16;
 
 /// Appends the encoded message to `out`, which the caller clears.
 pub fn encode(epoch: Epoch, message: &Message, out: &mut Vec<u8>) {
@@ -157,6 +158,10 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             out.push(u8::from(*paused));
             PAUSE_APPLY
         }
+        Message::JournalRoom { scarce } => {
+            out.push(u8::from(*scarce));
+            JOURNAL_ROOM
+        }
     }
 }
 
@@ -226,14 +231,8 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
                 .ok_or_else(|| r.field("reason", u64::from(value)))?;
             Message::Broken { group, reason }
         }
-        PAUSE_APPLY => {
-            let group = r.group()?;
-            let value = r.u8()?;
-            if value > 1 {
-                return Err(r.field("paused", u64::from(value)));
-            }
-            Message::PauseApply { group, paused: value == 1 }
-        }
+        PAUSE_APPLY => Message::PauseApply { group: r.group()?, paused: r.flag("paused")? },
+        JOURNAL_ROOM => Message::JournalRoom { scarce: r.flag("scarce")? },
         found => return Err(MessageError::Kind { found }),
     };
     if r.rest.is_empty() {
@@ -268,6 +267,13 @@ impl Reader<'_> {
     }
     fn u64(&mut self) -> Result<u64, MessageError> {
         self.take().map(u64::from_le_bytes)
+    }
+    fn flag(&mut self, field: &'static str) -> Result<bool, MessageError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            found => Err(self.field(field, u64::from(found))),
+        }
     }
     fn group(&mut self) -> Result<GroupId, MessageError> {
         self.u16().map(GroupId)
@@ -378,6 +384,7 @@ mod tests {
             }),
             (any::<u16>(), any::<bool>())
                 .prop_map(|(g, paused)| Message::PauseApply { group: GroupId(g), paused }),
+            any::<bool>().prop_map(|scarce| Message::JournalRoom { scarce }),
         ]
     }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+pub(crate) mod exercise;
 mod poller;
 
 use std::net::{SocketAddr, TcpListener};

@@ -82,7 +82,12 @@ pub(super) struct OwnSets {
 
 impl OwnSets {
     pub(super) fn new(volumes: Vec<VolumeId>) -> Self {
-        Self { sets: VecDeque::with_capacity(8), spare: Vec::with_capacity(8), volumes, record_bytes: 0 }
+        Self {
+            sets: VecDeque::with_capacity(8),
+            spare: Vec::with_capacity(8),
+            volumes,
+            record_bytes: 0,
+        }
     }
 
     /// Counts a newly numbered update, whose record takes `record_bytes`, into the open set and
@@ -104,7 +109,8 @@ impl OwnSets {
     /// Whether closing the open set early would free much: a good part of what is retained is in
     /// it. Otherwise the sets before it are under way to be confirmed, which frees more.
     pub(super) fn is_open_set_worth_closing(&self) -> bool {
-        self.open().is_some_and(|open| open.head != NIL && 4 * open.record_bytes >= self.record_bytes)
+        self.open()
+            .is_some_and(|open| open.head != NIL && 4 * open.record_bytes >= self.record_bytes)
     }
 
     /// The open set, if the first boundary has been.

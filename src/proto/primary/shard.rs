@@ -598,7 +598,8 @@ impl PrimaryShard {
             | Message::Stored { .. }
             | Message::Apply { .. }
             | Message::Applied { .. }
-            | Message::PauseApply { .. } => self.counters.unexpected += 1,
+            | Message::PauseApply { .. }
+            | Message::JournalRoom { .. } => self.counters.unexpected += 1,
         }
     }
 

@@ -392,10 +392,6 @@ impl SecondaryShard {
             }
         }
         self.send_applied(group, applied);
-        if self.scarce.is_some() {
-            // The next set's turn.
-            self.advance(now, group);
-        }
     }
 
     fn send_applied(&mut self, group: usize, set: SetId) {

@@ -151,7 +151,9 @@ pub struct SecondaryCoordinator {
     ordinal: u64,
     durable: u64,
     retired: JournalPos,
-    /// The journal is scarce, and ample from there on.
+    /// By index of the shard: its journal is scarce.
+    scarce_shards: Vec<bool>,
+    /// The journal here is scarce, and ample from there on.
     scarce: Option<JournalPos>,
     refused_messages: u64,
 }
@@ -184,6 +186,7 @@ impl SecondaryCoordinator {
             (*id, group)
         };
         let groups = config.groups.iter().map(group).collect();
+        let scarce_shards = vec![false; config.shards.len()];
         Self {
             config,
             owners,
@@ -192,6 +195,7 @@ impl SecondaryCoordinator {
             ordinal: 0,
             durable: 0,
             retired: JournalPos::default(),
+            scarce_shards,
             scarce: None,
             refused_messages: 0,
         }
@@ -228,6 +232,7 @@ impl SecondaryCoordinator {
             | Message::Applied { .. }
             | Message::Resume { .. }
             | Message::PauseApply { .. }
+            | Message::JournalRoom { .. }
             | Message::Broken { .. } => true,
             _ => false,
         }
@@ -257,6 +262,10 @@ impl SecondaryCoordinator {
                 if from == self.config.me && known(&group) =>
             {
                 self.pause(group, paused);
+            }
+            (Message::JournalRoom { scarce }, Some(shard)) => {
+                self.scarce_shards[shard] = scarce;
+                self.commit_all();
             }
             (Message::Broken { group, reason }, shard)
                 if (from_primary || shard.is_some()) && known(&group) =>
@@ -376,8 +385,10 @@ impl SecondaryCoordinator {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(stored) = group.stored_everywhere() else { return };
         let before = group.appended;
-        let last = match (self.scarce, group.applied_everywhere()) {
-            (Some(_), Some(applied)) => stored.min(applied.next()),
+        // Invariant of a scarce journal: see `super`.
+        let scarce = self.scarce_shards.contains(&true);
+        let last = match group.applied_everywhere() {
+            Some(applied) if scarce => stored.min(applied.next()),
             _ => stored,
         };
         while group.appended < last
@@ -438,11 +449,14 @@ impl SecondaryCoordinator {
     /// See [`super::Secondary::handle_journal_room`].
     pub fn handle_journal_room(&mut self, scarce: Option<JournalPos>) {
         self.scarce = scarce;
+        self.retire();
+    }
+
+    fn commit_all(&mut self) {
         let ids: Vec<GroupId> = self.groups.keys().copied().collect();
         for id in ids {
             self.commit(id);
         }
-        self.retire();
     }
 
     /// Commits up to turn `durable` are durable.

@@ -31,11 +31,13 @@
 //!
 //! # When the journal fills
 //!
-//! Apply may lag: sets that are stored wait in the journal. Room is made only by applying, and that
-//! takes room itself, for a mark. So once the caller says that the journal is scarce
-//! ([`Secondary::handle_journal_room`]), nothing goes in any more but what leads to room: of each
-//! group the set after the applied one, and marks. Records of later sets are refused as too far
-//! ahead and come again; the primary keeps them, and its hosts feel it only when its arena is full.
+//! Apply may lag: sets that are committed wait in the journal. Room is made only by applying, and
+//! that takes room itself, for a mark. So when one shard's caller says that its journal is scarce
+//! ([`Secondary::handle_journal_room`]), the coordinator commits no set any more but, of each group,
+//! the one that is applied next. What is not committed the primary keeps, and so the journals grow
+//! by at most what the primary's arenas hold, and its hosts wait when those are full. Nothing that
+//! was taken in is ever given back, and nothing is refused: a shard that refused records of later
+//! sets would have its partners wait for their copies with their memory full, and apply with them.
 //!
 //! # What it does not do
 //!
@@ -274,7 +276,7 @@ impl Secondary {
     /// and again when `before` has moved on.
     pub fn handle_journal_room(&mut self, now: Nanos, scarce: Option<JournalPos>) {
         self.now = now;
-        self.shard.handle_journal_room(now, scarce);
+        self.shard.handle_journal_room(scarce);
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.handle_journal_room(scarce);
         }

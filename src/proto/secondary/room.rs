@@ -5,8 +5,8 @@
 //! Entries of applied sets are dropped in bounded batches, from `handle_timeout`.
 //!
 //! The journal is needed from the first record of the first set that is not applied, and never
-//! beyond the newest durable applied mark of each group. While it is scarce, only what leads to room
-//! goes in: see [`super`].
+//! beyond the newest durable applied mark of each group. When it becomes scarce, the coordinator is
+//! told: see [`super`].
 
 use super::sets::FreshMark;
 use super::shard::SecondaryShard;
@@ -107,20 +107,14 @@ impl SecondaryShard {
     }
 
     /// See [`super::Secondary::handle_journal_room`].
-    pub fn handle_journal_room(&mut self, now: Nanos, scarce: Option<JournalPos>) {
-        self.scarce = scarce;
+    pub fn handle_journal_room(&mut self, scarce: Option<JournalPos>) {
+        let before = core::mem::replace(&mut self.scarce, scarce);
+        if before.is_some() != scarce.is_some() {
+            self.send_journal_room();
+        }
         if scarce.is_some() {
             self.retire();
-        } else {
-            for group in 0..self.groups.len() {
-                self.advance(now, group);
-            }
         }
-    }
-
-    /// Whether the journal may take something of `set`: always, unless it is scarce.
-    pub(super) fn has_room_for(&self, group: usize, set: SetId) -> bool {
-        self.scarce.is_none() || set <= self.groups[group].applied.next()
     }
 
     /// Frees buffers of records that the journal has, oldest first: the arena gives memory back

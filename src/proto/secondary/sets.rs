@@ -312,7 +312,7 @@ impl SecondaryShard {
             let set = state.appended.next();
             let Some(received) = state.set(set) else { break };
             let Some(manifest) = &received.manifest else { break };
-            if received.open != 0 || state.broken || !self.has_room_for(group, set) {
+            if received.open != 0 || state.broken {
                 break;
             }
             // Numbers have no gaps between sets either (invariant 3).

@@ -209,7 +209,6 @@ impl SecondaryShard {
             return if same { Ok(false) } else { Err(Refusal::Conflict) };
         }
         if info.set.0 > group.stored.0 + SETS_AHEAD_MAX
-            || !self.has_room_for(usize::from(volume.group), info.set)
             || !volume.window.reaches(info.seq, RETAINED_UPDATES_MAX as u64)
         {
             return Err(Refusal::TooFarAhead);
@@ -258,9 +257,7 @@ impl SecondaryShard {
         if self.kept[index].get(info.seq).is_some() {
             return Ok(false);
         }
-        if !self.has_room_for(group, info.set)
-            || !self.kept[index].reaches(info.seq, RETAINED_UPDATES_MAX as u64)
-        {
+        if !self.kept[index].reaches(info.seq, RETAINED_UPDATES_MAX as u64) {
             return Err(Refusal::TooFarAhead);
         }
         let slot = self.insert(RecordRole::SecondaryMirror, info, group as u16, index as u32, buf);
@@ -506,6 +503,14 @@ impl SecondaryShard {
             let message = Message::Resume { group: group.id, stored, applied };
             self.commands.push_back(Command::Send { to, message });
         }
+        if to == self.config.coordinator {
+            self.send_journal_room();
+        }
+    }
+
+    pub(super) fn send_journal_room(&mut self) {
+        let message = Message::JournalRoom { scarce: self.scarce.is_some() };
+        self.commands.push_back(Command::Send { to: self.config.coordinator, message });
     }
 
     /// A message to this shard; others are counted.

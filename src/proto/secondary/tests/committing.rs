@@ -119,6 +119,32 @@ fn a_set_is_confirmed_when_all_shards_stored_it_and_the_commit_is_durable() {
 }
 
 #[test]
+fn while_a_journal_is_scarce_only_the_set_that_is_applied_next_is_committed() {
+    let mut c = committed();
+    commands(&mut c);
+    c.handle_message(NOW, B, Message::JournalRoom { scarce: true });
+    for set in [2, 3] {
+        c.handle_message(NOW, PRIMARY, manifest(set, vec![]));
+        stored(&mut c, A, set);
+        stored(&mut c, B, set);
+    }
+    let set_2_commits = |list: &[Command]| {
+        list.iter().any(|command| {
+            let Command::Journal { entry, .. } = command else { return false };
+            matches!(entry, JournalEntry::Commit { set: SetId(2), .. })
+        })
+    };
+    assert!(!set_2_commits(&commands(&mut c)), "set 1 is not applied");
+    applied(&mut c, A, 1);
+    applied(&mut c, B, 1);
+    let list = commands(&mut c);
+    assert!(set_2_commits(&list));
+    assert_eq!(kinds(&list).iter().filter(|kind| **kind == "journal commit").count(), 1);
+    c.handle_message(NOW, B, Message::JournalRoom { scarce: false });
+    assert_eq!(kinds(&commands(&mut c)), ["journal commit", "journal flush"]);
+}
+
+#[test]
 fn the_next_set_is_applied_only_when_all_have_applied_the_one_before() {
     let mut c = committed();
     c.handle_message(NOW, PRIMARY, manifest(2, vec![]));

@@ -19,7 +19,10 @@ fn coordinator_and_primaries_hear_how_far_the_shard_is() {
         machine.handle_peer_up(NOW, peer);
         let message = Message::Resume { group: GROUP, stored: SetId(1), applied: SetId(0) };
         let commands = drain(&mut machine);
-        assert_eq!(commands[1..], [Command::Send { to: peer, message }]);
+        assert_eq!(commands[1], Command::Send { to: peer, message });
+        let room = Message::JournalRoom { scarce: false };
+        let room = (peer == COORDINATOR).then_some(Command::Send { to: peer, message: room });
+        assert_eq!(commands.get(2), room.as_ref());
     }
     machine.handle_peer_up(NOW, ShardId::new(77, 0));
     assert_eq!(kinds(&drain(&mut machine)), ["report"]);

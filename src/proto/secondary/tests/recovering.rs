@@ -24,6 +24,10 @@ fn resume(stored: u64, applied: u64) -> Command {
     Command::Send { to: COORDINATOR, message: Message::Resume { group: GROUP, stored, applied } }
 }
 
+fn ample() -> Command {
+    Command::Send { to: COORDINATOR, message: Message::JournalRoom { scarce: false } }
+}
+
 fn list(updates: &[UpdateInfo], voids: &[u64]) -> Vec<VolumeFacts> {
     vec![facts(updates, voids)]
 }
@@ -37,7 +41,7 @@ fn stored_is_what_has_a_manifest_and_later_updates_are_forgotten() {
         record(one[0]),
         Recovered::Manifest { message: manifest(1, list(&one, &[])) },
     ]);
-    assert_eq!(commands, [resume(1, 0)]);
+    assert_eq!(commands, [resume(1, 0), ample()]);
     assert_eq!(take(&mut machine, &one[0]), Receipt::Duplicate);
     assert_eq!(take(&mut machine, &update(2, 3, 0, 8)), Receipt::Accepted);
 }
@@ -52,7 +56,7 @@ fn applied_sets_are_passed_over_and_the_rest_is_applied_from_the_journal() {
         Recovered::Manifest { message: manifest(2, list(&two, &[])) },
         Recovered::Applied { group: GROUP, set: SetId(1) },
     ]);
-    assert_eq!(commands, [resume(2, 1)]);
+    assert_eq!(commands, [resume(2, 1), ample()]);
     tell(&mut machine, Message::Apply { group: GROUP, set: SetId(2) });
     let commands = drain(&mut machine);
     let [Command::Write { payload: PayloadAt::Journal(JournalPos(3)), .. }] = commands[..] else {
@@ -83,7 +87,7 @@ fn what_lies_under_a_void_number_is_passed_over() {
         record(one[1]),
         Recovered::Manifest { message: manifest(1, list(&one, &[1])) },
     ]);
-    assert_eq!(commands, [resume(1, 0)]);
+    assert_eq!(commands, [resume(1, 0), ample()]);
     assert_eq!(machine.shard().retained_updates(), 1);
 }
 
@@ -108,7 +112,7 @@ fn what_was_retired_is_not_missed() {
         Recovered::Applied { group: GROUP, set: SetId(1) },
         Recovered::Manifest { message: manifest(2, list(&two, &[])) },
     ]);
-    assert_eq!(commands, [resume(2, 1)]);
+    assert_eq!(commands, [resume(2, 1), ample()]);
 }
 
 #[test]

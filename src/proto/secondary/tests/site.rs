@@ -333,11 +333,6 @@ impl Site {
                     }
                     Receipt::Duplicate => {}
                     Receipt::Refused(Refusal::Void) => {}
-                    Receipt::Refused(Refusal::TooFarAhead) => {
-                        // The link sends it again.
-                        self.pool.push(Event::Record { from, to, role, info, sent });
-                        return Ok(());
-                    }
                     Receipt::Refused(why) => return Err(format!("{info:?} refused: {why:?}")),
                 }
                 if let Some(token) = sent {

@@ -78,24 +78,6 @@ fn a_manifest_in_parts_counts_when_all_parts_are_here() {
 }
 
 #[test]
-fn a_scarce_journal_takes_the_set_that_is_applied_next_and_no_other() {
-    let (mut machine, mut at) = (shard(None), 0);
-    let (one, two) = ([update(1, 1, 0, 8)], [update(2, 2, 0, 8), update(2, 3, 8, 8)]);
-    assert_eq!(take(&mut machine, &two[0]), Receipt::Accepted);
-    machine.handle_journal_room(NOW, Some(JournalPos(0)));
-    assert_eq!(take(&mut machine, &two[1]), Receipt::Refused(Refusal::TooFarAhead));
-    assert_eq!(take(&mut machine, &one[0]), Receipt::Accepted);
-    tell(&mut machine, manifest(1, vec![facts(&one, &[])]));
-    tell(&mut machine, manifest(2, vec![facts(&two[..1], &[])]));
-    let message = Message::Stored { group: GROUP, set: SetId(1) };
-    let stored = Command::Send { to: COORDINATOR, message };
-    assert_eq!(journal(&mut machine, &mut at), [stored], "the manifest of set 2 waits");
-    machine.handle_journal_room(NOW, None);
-    let message = Message::Stored { group: GROUP, set: SetId(2) };
-    assert_eq!(journal(&mut machine, &mut at), [Command::Send { to: COORDINATOR, message }]);
-}
-
-#[test]
 fn what_came_under_a_void_number_is_dropped_and_freed() {
     let (mut machine, mut at) = (shard(None), 0);
     let updates = [update(1, 1, 0, 8), update(1, 2, 8, 8), update(1, 3, 16, 8)];
