@@ -31,5 +31,7 @@ setline_rte_errno(void)
 uint32_t *setline_memif_gate(unsigned int index);
 /* Returns when every poller that was inside has left. */
 void setline_memif_wait(void);
+/* How many connections of the memif device of that name have ended: to be read atomically. */
+uint32_t *setline_memif_ended(const char *name);
 
 #endif

@@ -13,12 +13,18 @@ mod support;
 use setline::dpdk::{Kind, MemifRole, NextHop, Port, QueueCounters};
 use setline::spdk::env::{Env, EnvConfig};
 use setline::wire::frame::Mac;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{End, network, spec};
 
 const PART: &str = "SETLINE_TEST_PART";
 const RECORDS: usize = 3000;
+/// A child says that its port is open, and that records arrive.
+const OPEN: &str = "open";
+const MET: &str = "met";
 
 /// Runs this program's test `child` in a part; in a network namespace when one is named.
 fn spawn(part: &str, namespace: Option<&str>) -> Child {
@@ -115,11 +121,17 @@ fn both_ends_of_a_ring() {
 fn run(mut port: Port, side: u8, records: usize, incarnation: u64) {
     let queue = port.queue(0, 0).unwrap();
     let mut end = End::new(queue, side, records, incarnation);
+    println!("{OPEN}");
+    let mut met = false;
     let deadline = Instant::now() + Duration::from_secs(100);
     while !end.is_done() {
         assert!(Instant::now() < deadline, "{end:?}");
         port.maintain(end.now());
         end.turn();
+        if !met && end.has_received() {
+            met = true;
+            println!("{MET}");
+        }
         std::thread::yield_now();
     }
     // The peer may still wait for an acknowledgement.
@@ -173,21 +185,34 @@ fn records_pass_between_processes_over_memif() {
     }
 }
 
-/// The survivor is in the middle of copying when the driver's thread takes the memory away.
+fn spawn_memif(socket: &Path, role: &str, records: usize, incarnation: u64) -> Child {
+    spawn(&format!("memif {role} {} 9000 {records} {incarnation}", socket.display()), None)
+}
+
+/// Kills a child some time after it has said a word.
+fn kill(mut child: Child, word: &str, later: Duration) {
+    // Kept open: it may say more.
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let said = out.by_ref().lines().any(|line| line.unwrap().ends_with(word));
+    assert!(said, "{word:?} was not said: {:?}", child.wait_with_output());
+    std::thread::sleep(later);
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(9), "it ended before it was killed");
+}
+
+/// When victims die: as they meet the survivor, and when it is in the middle of copying and the
+/// driver's thread takes the memory away.
+const DEATHS: [(&str, u64); 6] = [(MET, 100), (OPEN, 0), (MET, 37), (OPEN, 1), (OPEN, 4), (MET, 0)];
+
 fn survives(survivor: &str, victim: &str) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("memif");
-    let part = |role: &str, records: usize, incarnation: u64| {
-        format!("memif {role} {} 9000 {records} {incarnation}", socket.display())
-    };
-    let stays = spawn(&part(survivor, RECORDS, 1), None);
-    for life in 1..=3 {
-        let mut dies = spawn(&part(victim, usize::MAX, life), None);
-        std::thread::sleep(Duration::from_millis(1500 + life * 37));
-        dies.kill().unwrap();
-        dies.wait().unwrap();
+    let stays = spawn_memif(&socket, survivor, RECORDS, 1);
+    for ((word, later), life) in DEATHS.into_iter().zip(1..) {
+        kill(spawn_memif(&socket, victim, usize::MAX, life), word, Duration::from_millis(later));
     }
-    join(vec![spawn(&part(victim, RECORDS, 4), None), stays]);
+    join(vec![spawn_memif(&socket, victim, RECORDS, 99), stays]);
 }
 
 #[test]
@@ -198,6 +223,46 @@ fn a_memif_client_survives_the_death_of_its_server_and_meets_the_next() {
 #[test]
 fn a_memif_server_survives_the_death_of_its_client_and_meets_the_next() {
     survives("server", "client");
+}
+
+#[test]
+fn the_ends_of_a_memif_meet_again_whichever_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("memif");
+    let endless = |role, life| spawn_memif(&socket, role, usize::MAX, life);
+    let (mut server, mut client) = (endless("server", 1), endless("client", 1));
+    for life in 2..=3 {
+        kill(server, MET, Duration::ZERO);
+        server = endless("server", life);
+        kill(client, MET, Duration::ZERO);
+        client = endless("client", life);
+    }
+    // The server may not have met that client.
+    kill(client, MET, Duration::ZERO);
+    kill(server, OPEN, Duration::ZERO);
+    join(vec![
+        spawn_memif(&socket, "client", RECORDS, 99),
+        spawn_memif(&socket, "server", RECORDS, 99),
+    ]);
+}
+
+#[test]
+fn a_memif_server_survives_clients_that_are_gone_before_they_are_greeted() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("memif");
+    let address = SocketAddrUnix::new(&path).unwrap();
+    let mut server = spawn_memif(&path, "server", RECORDS, 1);
+    let mut connected = 0;
+    while connected < 500 {
+        assert_eq!(server.try_wait().unwrap(), None, "after {connected} clients");
+        let client = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        match connect(&client, &address) {
+            Ok(()) => connected += 1,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    join(vec![spawn_memif(&path, "client", RECORDS, 1), server]);
 }
 
 /// Two network namespaces joined by a veth pair; gone when dropped.

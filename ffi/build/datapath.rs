@@ -219,7 +219,9 @@ fn link(deps: &Deps, out: &Path) -> Result<(), String> {
         format!("-L{}", deps.spdk.join("build/libvfio-user/usr/local/lib").display()),
     ];
     args.extend(dpdk.iter().filter(|a| a.starts_with("-L")).cloned());
-    args.push("-Wl,--wrap=memif_free_regions".into()); // ffi/memif_gate.c
+    for symbol in ["memif_free_regions", "sendmsg"] {
+        args.push(format!("-Wl,--wrap={symbol}")); // ffi/memif_gate.c
+    }
     args.push("-Wl,--whole-archive".into());
     args.extend(SPDK_ARCHIVES.iter().map(|a| format!("-l:libspdk_{a}.a")));
     // Every driver of this DPDK, each archive once (the linker refuses doubles).

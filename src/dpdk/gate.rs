@@ -3,8 +3,12 @@
 //! memif's memory is unmapped by a thread of the driver's when the peer goes away, and a memif
 //! client is stopped and started by the control thread to connect again. Both wait until every
 //! poller that was inside a burst has left it (`ffi/memif_gate.c`); pollers never wait.
+//!
+//! And knowing when the driver's thread is done with a connection ([`Ended`]): before that, nobody
+//! else may touch the device.
 
 use super::sys;
+use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -64,6 +68,24 @@ impl Drop for Gate {
             let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
             taken[self.index] = false;
         }
+    }
+}
+
+/// Counts the connections of a memif device that have ended, whichever side ended them.
+#[derive(Clone, Copy)]
+pub(super) struct Ended(&'static AtomicU32);
+
+impl Ended {
+    /// The count of the device `name`; none when there is no such device.
+    pub(super) fn of(name: &CStr) -> Option<Self> {
+        // SAFETY: a NUL-terminated string; returns the address of a static variable, or null.
+        let count = NonNull::new(unsafe { sys::setline_memif_ended(name.as_ptr()) })?;
+        // SAFETY: aligned, lives for ever, and reached by atomic operations only.
+        Some(Self(unsafe { AtomicU32::from_ptr(count.as_ptr()) }))
+    }
+
+    pub(super) fn count(self) -> u32 {
+        self.0.load(Ordering::SeqCst)
     }
 }
 

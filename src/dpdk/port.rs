@@ -1,7 +1,7 @@
 //! Opening and closing ports: devices, queues, buffers.
 
 use super::error::{DpdkError, check, failed, last_errno, text};
-use super::gate::{Gate, wait_for_pollers};
+use super::gate::{Ended, Gate, wait_for_pollers};
 use super::kind::{Kind, MemifRole, RING_DESCRIPTORS};
 use super::neighbours::{Neighbours, NextHop};
 use super::pool::Pool;
@@ -56,16 +56,24 @@ pub struct Network {
 pub struct Port {
     shared: Arc<Shared>,
     given: Vec<bool>,
-    /// A memif client connects when it is started, and only then: the server's socket, and when
-    /// to try again.
-    server: Option<PathBuf>,
+    client: Option<Client>,
+}
+
+/// A memif client connects when it is started, and only then. It is started again when its
+/// connection has ended, and not before: neither a link that is down nor time that has passed
+/// says so. While the driver's thread takes a connection apart the device must be left alone, and
+/// a handshake that is slow gets no faster by beginning anew.
+struct Client {
+    server: PathBuf,
+    ended: Ended,
+    /// The count of ended connections before the present one.
+    ended_before: u32,
+    /// When to look for the server again.
     try_at: Nanos,
 }
 
-/// How long a memif client waits for a server to appear.
+/// How often a memif client looks for a server to connect to.
 const SERVER_AGAIN_NS: u64 = 50_000_000;
-/// How long it waits for a handshake to end.
-const HANDSHAKE_NS: u64 = 1_000_000_000;
 
 /// What the queues of a port share; none of it is written after opening.
 pub(super) struct Shared {
@@ -123,15 +131,11 @@ impl Port {
     /// See [`DpdkError`]; whatever was made before the failure has been undone.
     pub fn open(spec: &PortSpec, network: &Network) -> Result<Self, DpdkError> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let server = match &spec.kind {
-            Kind::Memif { socket, role: MemifRole::Client, .. } => Some(socket.clone()),
-            Kind::Memif { socket, role: MemifRole::Server, .. } => {
-                remove_if_stale(socket);
-                None
-            }
-            _ => None,
-        };
+        if let Kind::Memif { socket, role: MemifRole::Server, .. } = &spec.kind {
+            remove_if_stale(socket);
+        }
         let (id, device) = create(spec, serial)?;
+        let client = Client::new(spec, &device);
         match start(spec, network, serial, id, device) {
             Ok(shared) => {
                 tracing::info!(
@@ -143,7 +147,7 @@ impl Port {
                     "port open"
                 );
                 let given = vec![false; usize::from(spec.queues)];
-                Ok(Self { shared: Arc::new(shared), given, server, try_at: Nanos(0) })
+                Ok(Self { shared: Arc::new(shared), given, client })
             }
             Err((error, device)) => {
                 close(id, &device);
@@ -164,20 +168,19 @@ impl Port {
     }
 
     /// Connects a memif client whose server was not there, or went away. Called by the control
-    /// thread every few milliseconds; does nothing for other ports, and while the link is up.
+    /// thread every few milliseconds; does nothing for other ports, and while there is a
+    /// connection or the beginning of one.
     pub fn maintain(&mut self, now: Nanos) {
-        let Some(server) = &self.server else { return };
-        if now < self.try_at || self.shared.link_is_up() {
+        let Some(client) = &mut self.client else { return };
+        let running = self.shared.running.load(Ordering::SeqCst);
+        if now < client.try_at || running && client.ended.count() == client.ended_before {
             return;
         }
-        if self.try_at == Nanos(0) && self.shared.running.load(Ordering::SeqCst) {
-            self.try_at = now.after(HANDSHAKE_NS);
-            return;
-        }
-        self.try_at = now.after(SERVER_AGAIN_NS);
-        if is_listening(server) {
-            self.try_at = now.after(HANDSHAKE_NS);
-            self.shared.restart();
+        client.try_at = now.after(SERVER_AGAIN_NS);
+        if is_listening(&client.server) {
+            self.shared.stop();
+            client.ended_before = client.ended.count();
+            self.shared.start();
         }
     }
 
@@ -191,6 +194,20 @@ impl Port {
     #[must_use]
     pub fn mac(&self) -> Mac {
         self.shared.station.mac
+    }
+}
+
+impl Client {
+    /// None for ports of other kinds and roles. Called before the port is started.
+    fn new(spec: &PortSpec, device: &Device) -> Option<Self> {
+        let (Kind::Memif { socket, role: MemifRole::Client, .. }, Device::Virtual(name)) =
+            (&spec.kind, device)
+        else {
+            return None;
+        };
+        let ended = Ended::of(name)?;
+        let ended_before = ended.count();
+        Some(Self { server: socket.clone(), ended, ended_before, try_at: Nanos(0) })
     }
 }
 
@@ -210,13 +227,16 @@ impl Shared {
         rc == 0 && word >> 34 & 1 != 0
     }
 
-    /// Stops the port, with no poller inside, and starts it again.
-    fn restart(&self) {
+    /// Stops the port, with no poller inside.
+    fn stop(&self) {
         if self.running.swap(false, Ordering::SeqCst) {
             wait_for_pollers();
             // SAFETY: no poller uses a queue.
             unsafe { sys::rte_eth_dev_stop(self.id) };
         }
+    }
+
+    fn start(&self) {
         // SAFETY: the port is configured and stopped.
         let started = unsafe { sys::rte_eth_dev_start(self.id) } == 0;
         self.running.store(started, Ordering::SeqCst);

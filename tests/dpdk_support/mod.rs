@@ -130,6 +130,10 @@ impl End {
         self.peer_done && self.done_sent && self.link.queued() == (0, 0)
     }
 
+    pub(crate) fn has_received(&self) -> bool {
+        !self.got.is_empty()
+    }
+
     /// Records whose memory is not free again.
     pub(crate) fn unreleased(&self) -> usize {
         SLOTS - self.free.len()
