@@ -16,6 +16,10 @@ use super::error::{Error, NvmeStatus, Submit, check, cstring, submitted};
 use super::queue::{Done, push_done};
 use super::sys;
 
+/// How long an admin command may take: connecting, making and deleting queue pairs. Half of SPDK's
+/// own limit, because whoever waits is blocked.
+const ADMIN_TIMEOUT_MS: u32 = 15_000;
+
 /// A connected controller.
 #[derive(Debug, Clone)]
 pub struct Controller {
@@ -85,6 +89,7 @@ impl Controller {
         let size = size_of::<sys::spdk_nvme_ctrlr_opts>();
         // SAFETY: a valid structure and its size.
         unsafe { sys::spdk_nvme_ctrlr_get_default_ctrlr_opts(&mut opts, size) };
+        opts.admin_timeout_ms = ADMIN_TIMEOUT_MS;
         if let Some(host) = host_nqn {
             let host = cstring("host NQN", host)?;
             let room = opts.hostnqn.len() - 1;
@@ -172,6 +177,14 @@ impl Controller {
         // SAFETY: connected.
         let rc = unsafe { sys::spdk_nvme_ctrlr_process_admin_completions(self.raw()) };
         check("spdk_nvme_ctrlr_process_admin_completions", rc.min(0))
+    }
+
+    /// Gives the controller up: nothing is sent to it any more, so that dropping its queue pairs
+    /// and itself does not wait for answers. Commands under way end as aborted when their queue
+    /// pair is dropped.
+    pub fn give_up(&self) {
+        // SAFETY: connected.
+        unsafe { sys::spdk_nvme_ctrlr_fail(self.raw()) };
     }
 
     /// A queue pair for up to `depth` commands.

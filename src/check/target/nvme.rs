@@ -355,7 +355,10 @@ impl NvmeTarget {
                 let late = serve && self.slots.iter().any(is_late);
                 if lost || late || (serve && link.controller.poll_admin().is_err()) {
                     tracing::warn!(path = %path.trid, late, "path lost");
-                    // What is under way on it ends as aborted when the queue pair goes.
+                    // What is under way on it ends as aborted when the queue pair goes. That would
+                    // be deleted by a command, and a dead controller over shared memory takes
+                    // commands as before, and answers none.
+                    link.controller.give_up();
                     path.link = None;
                     path.connect_at = now + RECONNECT_INTERVAL;
                 }
