@@ -484,13 +484,8 @@ fn pieces(arena: &Arena, buf: BufRef, offset: u32, len: u16) -> (&[u8], &[u8]) {
 
 /// The checksum of a fragment that may begin in the header and end in the payload.
 fn crc_of(arena: &Arena, header: &[u8], payload: &[u8]) -> u32 {
-    if header.is_empty() {
-        return arena.copier().crc32c(payload);
-    }
-    let mut both = Vec::with_capacity(header.len() + payload.len());
-    both.extend_from_slice(header);
-    both.extend_from_slice(payload);
-    arena.copier().crc32c(&both)
+    let copier = arena.copier();
+    copier.crc32c_append(copier.crc32c(header), payload)
 }
 
 /// What became of bytes that were copied in.
@@ -509,7 +504,7 @@ fn copy_in(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<'_>) 
     if store.payload_crc.is_none() {
         return whole_record(arena, buf, store, payload);
     }
-    let (mut at, mut crc_bytes) = (store.offset as usize, Vec::new());
+    let (mut at, mut crc) = (store.offset as usize, 0);
     for piece in [payload.0, payload.1] {
         let split = UPDATE_HEADER_BYTES.saturating_sub(at).min(piece.len());
         let (head, rest) = piece.split_at(split);
@@ -518,9 +513,9 @@ fn copy_in(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<'_>) 
         arena.payload_mut(buf)[at.saturating_sub(UPDATE_HEADER_BYTES)..][..rest.len()]
             .copy_from_slice(rest);
         at += rest.len();
-        crc_bytes.extend_from_slice(piece);
+        crc = arena.copier().crc32c_append(crc, piece);
     }
-    if Some(arena.copier().crc32c(&crc_bytes)) != store.payload_crc {
+    if Some(crc) != store.payload_crc {
         return Copied::Unsound;
     }
     if !store.completes {
