@@ -3,6 +3,7 @@
 #ifndef SETLINE_DPDK_H
 #define SETLINE_DPDK_H
 
+#include <rte_alarm.h>
 #include <rte_bus_vdev.h>
 #include <rte_dev.h>
 #include <rte_errno.h>

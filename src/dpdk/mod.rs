@@ -15,6 +15,7 @@ mod error;
 mod external;
 mod frame;
 mod gate;
+mod interrupt;
 mod kind;
 mod mbuf;
 mod neighbours;

@@ -2,6 +2,7 @@
 
 use super::error::{DpdkError, check, failed, last_errno, text};
 use super::gate::{Ended, Gate, wait_for_pollers};
+use super::interrupt::on_interrupt_thread;
 use super::kind::{Kind, MemifRole, RING_DESCRIPTORS};
 use super::neighbours::{Neighbours, NextHop};
 use super::pool::Pool;
@@ -10,7 +11,7 @@ use super::sys;
 use crate::proto::types::Nanos;
 use crate::wire::frame::{Mac, Station};
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What a port is to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +77,9 @@ struct Client {
 /// How often a memif client looks for a server to connect to.
 const SERVER_AGAIN_NS: u64 = 50_000_000;
 
+/// How long clients that have just connected to a server that closes have to be answered.
+const LAST_CLIENTS: Duration = Duration::from_millis(20);
+
 /// What the queues of a port share; none of it is written after opening.
 pub(super) struct Shared {
     pub(super) id: u16,
@@ -100,6 +105,12 @@ enum Device {
     Bus,
     /// The virtual device of this name.
     Virtual(CString),
+    /// Such a device that its peers may connect to, and disconnect from, while it is undone.
+    Memif {
+        name: CString,
+        /// The socket that it made.
+        server: Option<PathBuf>,
+    },
     /// One end of this ring.
     Ring(String),
 }
@@ -150,7 +161,7 @@ impl Port {
                 Ok(Self { shared: Arc::new(shared), given, client })
             }
             Err((error, device)) => {
-                close(id, &device);
+                close(id, device);
                 Err(error)
             }
         }
@@ -200,7 +211,7 @@ impl Port {
 impl Client {
     /// None for ports of other kinds and roles. Called before the port is started.
     fn new(spec: &PortSpec, device: &Device) -> Option<Self> {
-        let (Kind::Memif { socket, role: MemifRole::Client, .. }, Device::Virtual(name)) =
+        let (Kind::Memif { socket, .. }, Device::Memif { name, server: None }) =
             (&spec.kind, device)
         else {
             return None;
@@ -256,7 +267,7 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         tracing::info!(port = self.name, "port closed");
-        close(self.id, &self.device);
+        close(self.id, std::mem::replace(&mut self.device, Device::Bus));
     }
 }
 
@@ -312,7 +323,14 @@ fn create(spec: &PortSpec, serial: u32) -> Result<(u16, Device), DpdkError> {
             // SAFETY: both strings are NUL-terminated and copied by DPDK.
             let rc = unsafe { sys::rte_vdev_init(name.as_ptr(), arguments.as_ptr()) };
             check("rte_vdev_init", port, rc)?;
-            (name.clone(), Device::Virtual(name))
+            let device = match kind {
+                Kind::Memif { socket, role, .. } => Device::Memif {
+                    name: name.clone(),
+                    server: matches!(role, MemifRole::Server).then(|| socket.clone()),
+                },
+                _ => Device::Virtual(name.clone()),
+            };
+            (name, device)
         }
         (_, None) => (CString::default(), Device::Bus),
     };
@@ -320,7 +338,7 @@ fn create(spec: &PortSpec, serial: u32) -> Result<(u16, Device), DpdkError> {
     // SAFETY: a NUL-terminated string and a valid destination.
     let rc = unsafe { sys::rte_eth_dev_get_port_by_name(name.as_ptr(), &mut id) };
     if rc != 0 {
-        if let Device::Virtual(name) = &device {
+        if let Device::Virtual(name) | Device::Memif { name, .. } = &device {
             // SAFETY: created above, used by nobody.
             unsafe { sys::rte_vdev_uninit(name.as_ptr()) };
         }
@@ -519,7 +537,34 @@ fn address(spec: &PortSpec, id: u16, ip: Ipv4Addr) -> Result<Mac, DpdkError> {
 }
 
 /// Stops and closes the port and undoes its device. Failures are logged: nothing can be done.
-fn close(id: u16, device: &Device) {
+fn close(id: u16, device: Device) {
+    match device {
+        Device::Bus => stop_and_close(id),
+        Device::Virtual(name) => close_virtual(id, &name),
+        Device::Memif { name, server: None } => {
+            on_interrupt_thread(Duration::ZERO, move || close_virtual(id, &name));
+        }
+        Device::Memif { name, server: Some(socket) } => {
+            // From here on nobody connects; the driver removes whatever is there. Who has connected
+            // before is answered in that time.
+            let _ = std::fs::remove_file(&socket);
+            let _ = std::fs::File::create_new(&socket);
+            on_interrupt_thread(LAST_CLIENTS, move || close_virtual(id, &name));
+        }
+        Device::Ring(name) => {
+            stop_and_close(id);
+            close_ring(&name);
+        }
+    }
+}
+
+fn close_virtual(id: u16, name: &CStr) {
+    stop_and_close(id);
+    // SAFETY: created when the port was opened; its port is closed.
+    unsafe { sys::rte_vdev_uninit(name.as_ptr()) };
+}
+
+fn stop_and_close(id: u16) {
     // SAFETY: no queue of the port is left.
     let rc = unsafe { sys::rte_eth_dev_stop(id) };
     if rc != 0 {
@@ -529,14 +574,6 @@ fn close(id: u16, device: &Device) {
     let rc = unsafe { sys::rte_eth_dev_close(id) };
     if rc != 0 {
         tracing::warn!(id, rc, "rte_eth_dev_close");
-    }
-    match device {
-        Device::Bus => {}
-        Device::Virtual(name) => {
-            // SAFETY: created when the port was opened; its port is closed.
-            unsafe { sys::rte_vdev_uninit(name.as_ptr()) };
-        }
-        Device::Ring(name) => close_ring(name),
     }
 }
 
