@@ -8,6 +8,7 @@ use super::board::{Board, GroupBoard};
 use super::history::History;
 use super::model::GroupState;
 use crate::config::{Mover, Role};
+use crate::journal::Room;
 use crate::proto::command::SetState;
 use crate::proto::message::BrokenReason;
 use crate::proto::types::{MoverId, Nanos, SetId, ShardId};
@@ -140,7 +141,34 @@ impl Evidence<'_> {
         well("sets are formed and confirmed")
     }
 
+    /// Why nothing more can be stored here, if so.
+    fn journal_trouble(&self) -> Option<String> {
+        self.board.pollers.iter().find_map(|poller| {
+            let journal = poller.snapshot.as_ref()?.journal?;
+            if journal.failed {
+                return Some(format!(
+                    "the set journal of poller {} failed to write: nothing is stored any more; see \
+                     to its device and start the mover again",
+                    poller.shard.poller
+                ));
+            }
+            Room::is_full(journal.capacity_bytes, journal.used_bytes).then(|| {
+                format!(
+                    "the set journal of poller {} is full ({} of {} MiB): one set is larger than it \
+                     was made for; make journal.size_mib at least 2.5 times the arenas of all \
+                     primary movers",
+                    poller.shard.poller,
+                    journal.used_bytes >> 20,
+                    journal.capacity_bytes >> 20
+                )
+            })
+        })
+    }
+
     fn at_secondary(&self, group: &GroupBoard) -> Verdict {
+        if let Some(reason) = self.journal_trouble() {
+            return sick(GroupState::Buffering, reason);
+        }
         let primary = self.unheard(Role::Primary);
         if !primary.is_empty() {
             let reason = format!("{} is not heard; what it holds is not here", primary.join(", "));

@@ -82,6 +82,11 @@ impl View<'_> {
             list.add("poller_busy_ratio", &labels, poller.load().busy_percent / 100.0);
             list.count("arena_used_bytes", &labels, snapshot.arena_bytes.0);
             list.count("arena_bytes", &labels, snapshot.arena_bytes.1);
+            if let Some(journal) = snapshot.journal {
+                list.count("journal_used_bytes", &labels, journal.used_bytes);
+                list.count("journal_bytes", &labels, journal.capacity_bytes);
+                list.count("journal_failed", &labels, u64::from(journal.failed));
+            }
             list.count("host_commands_waiting", &labels, u64::from(snapshot.waiting));
             list.count("host_commands_waited_total", &labels, snapshot.waited);
             shard_metrics(list, &labels, snapshot);
