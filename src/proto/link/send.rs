@@ -199,7 +199,15 @@ impl Sender {
         if self.open_item == self.end_item {
             return None;
         }
-        if self.next >= self.limit.min(self.oldest + self.window) {
+        let opened = self.items[self.item_slot(self.open_item)].fragments;
+        // The receiver keeps room for a record that it has a part of. All of it must fit the
+        // window, or the part would wait for the oldest packet, and that perhaps for the room.
+        let whole = if self.open_fragment == 0 && self.oldest < self.next {
+            u64::from(opened).min(self.window)
+        } else {
+            1
+        };
+        if self.next >= self.limit || self.next + whole > self.oldest + self.window {
             if self.timeout_at == Nanos::NEVER {
                 self.timeout_at = now.after(self.rtt.timeout(self.backoff));
             }

@@ -599,6 +599,12 @@ impl SecondaryCoordinator {
         }
     }
 
+    /// From where on the journal is needed for commits; none when there are none.
+    pub(super) fn needs(&self) -> Option<JournalPos> {
+        let commits = self.groups.values().flat_map(|group| &group.commits);
+        commits.filter_map(|commit| commit.position).min()
+    }
+
     /// Says from where the journal is still needed, and moves commits that hold it.
     fn retire(&mut self) {
         let mut floor: Option<JournalPos> = None;

@@ -138,8 +138,8 @@ pub struct Secondary {
     /// Commands of the wrapper itself.
     own: VecDeque<Command>,
     now: Nanos,
-    /// What the shard and the coordinator have said they do not need any more.
-    floors: [JournalPos; 2],
+    /// What the shard has said it does not need any more.
+    floor: JournalPos,
     retired: JournalPos,
     refused_epoch: u64,
 }
@@ -164,7 +164,7 @@ impl Secondary {
             coordinator: coordinator.map(SecondaryCoordinator::new),
             own: VecDeque::new(),
             now: Nanos::default(),
-            floors: [JournalPos::default(); 2],
+            floor: JournalPos::default(),
             retired: JournalPos::default(),
             refused_epoch: 0,
         }
@@ -315,12 +315,11 @@ impl Secondary {
             match command {
                 Command::Send { to, message } if to == self.me => self.dispatch(to, message),
                 Command::JournalRetire { before } => {
-                    self.floors[which] = before;
-                    let floor = if self.coordinator.is_some() {
-                        self.floors[0].min(self.floors[1])
-                    } else {
-                        before
-                    };
+                    if which == 0 {
+                        self.floor = before;
+                    }
+                    let commits = self.coordinator.as_ref().and_then(SecondaryCoordinator::needs);
+                    let floor = commits.map_or(self.floor, |commits| commits.min(self.floor));
                     if floor > self.retired {
                         self.retired = floor;
                         return Some(Command::JournalRetire { before: floor });

@@ -8,7 +8,7 @@
 //! beyond the newest durable applied mark of each group. When it becomes scarce, the coordinator is
 //! told: see [`super`].
 
-use super::sets::FreshMark;
+use super::sets::{FreshMark, Group};
 use super::shard::SecondaryShard;
 use super::store::{NIL, Tag};
 use crate::proto::command::{Command, JournalEntry, JournalPos, RecordRole};
@@ -101,9 +101,14 @@ impl SecondaryShard {
 
     /// See [`super::Secondary::handle_pressure`].
     pub fn handle_pressure(&mut self, _now: Nanos) {
-        self.flush_journal();
-        self.room.pressed = self.durable < self.flushing;
-        self.evict();
+        // A flush ends a unit of the journal, however small. So none while there is something to
+        // evict without: each then covers about as much as the arena holds.
+        if self.evict() == 0 {
+            self.room.pressed = true;
+            if self.durable == self.flushing {
+                self.flush_journal();
+            }
+        }
     }
 
     /// See [`super::Secondary::handle_journal_room`].
@@ -118,8 +123,9 @@ impl SecondaryShard {
     }
 
     /// Frees buffers of records that the journal has, oldest first: the arena gives memory back
-    /// in the order in which it was filled.
-    fn evict(&mut self) {
+    /// in the order in which it was filled. Returns how many.
+    fn evict(&mut self) -> usize {
+        let before = self.counters.evicted;
         let mut next = self.slab.oldest();
         for _ in 0..HOUSEKEEPING_BATCH {
             let Some(slot) = next else { break };
@@ -129,6 +135,7 @@ impl SecondaryShard {
                 self.free_buf(slot);
             }
         }
+        (self.counters.evicted - before) as usize
     }
 
     /// All sets up to `set` are applied everywhere: what is kept of them for partners may go.
@@ -233,6 +240,16 @@ impl SecondaryShard {
                 self.append_mark(index, applied);
                 moving |= self.scarce.is_some();
             }
+        }
+        if floor.is_none()
+            && self.scarce.is_some()
+            && let Some(Group { applied, fresh_mark: None, .. }) = self.groups.first()
+        {
+            // Nothing in the journal is needed, not even a mark: what is there was forgotten by a
+            // restart. A mark shows where that ends.
+            let applied = *applied;
+            self.append_mark(0, applied);
+            moving = true;
         }
         if moving {
             self.flush_journal();

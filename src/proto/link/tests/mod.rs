@@ -174,6 +174,30 @@ fn records_that_find_no_room_are_sent_again_until_they_do() {
 }
 
 #[test]
+fn a_record_that_is_here_in_part_does_not_wait_for_one_that_finds_no_room() {
+    for seed in 0..20 {
+        let mut pair = pair(seed);
+        (pair.faults.partial_max, pair.faults.lose) = (1, 20);
+        // Of each window's records one would begin inside and end outside.
+        for len in (0..20).map(|i| 2000 + i * 37) {
+            assert!(pair.send_record(0, len));
+        }
+        pair.settle(5_000 * MS);
+        assert!(pair.all_arrived(0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_record_larger_than_the_window_goes_alone() {
+    let mut pair = pair(3);
+    for len in [500, 64 * 256 * 2, 500, 64 * 256 + 1] {
+        assert!(pair.send_record(0, len));
+    }
+    pair.settle(100 * MS);
+    assert!(pair.all_arrived(0));
+}
+
+#[test]
 fn a_silent_peer_is_reported_and_so_is_its_return() {
     let mut pair = pair(9);
     pair.faults.cut = true;
@@ -271,6 +295,7 @@ fn history(seed: u64) {
             corrupt: [0, 0, 5][choice.below(3) as usize],
             delay_max: [0, 10_000, 300_000, 3_000_000][choice.below(4) as usize],
             cut: choice.chance(10),
+            partial_max: 0,
             no_room: [0, 0, 20][choice.below(3) as usize],
         };
         for _ in 0..choice.below(60) {

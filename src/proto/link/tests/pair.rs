@@ -38,6 +38,8 @@ pub(super) struct Faults {
     pub(super) cut: bool,
     /// The receiver has no room for a record, in percent of attempts.
     pub(super) no_room: u64,
+    /// The receiver has room for so many incomplete records; 0 for any number.
+    pub(super) partial_max: usize,
 }
 
 /// One message or record: who sent it in which session, and which of the sender's it is.
@@ -303,7 +305,9 @@ impl Pair {
             }
             Verdict::Message(message) => Tag::of(message),
             Verdict::Store(store) => {
-                if self.random.chance(self.faults.no_room) {
+                let most = self.faults.partial_max;
+                let taken = most > 0 && store.buf.is_none() && node.partial.len() >= most;
+                if taken || self.random.chance(self.faults.no_room) {
                     node.link.record_refused(&store, false);
                     return;
                 }

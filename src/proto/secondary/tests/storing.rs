@@ -78,6 +78,14 @@ fn a_manifest_in_parts_counts_when_all_parts_are_here() {
 }
 
 #[test]
+fn a_scarce_journal_of_which_nothing_is_needed_is_given_back() {
+    let (mut machine, mut at) = (shard(None), 100);
+    machine.handle_journal_room(NOW, Some(JournalPos(90)));
+    let commands = journal(&mut machine, &mut at);
+    assert_eq!(commands[1..], [Command::JournalRetire { before: JournalPos(101) }]);
+}
+
+#[test]
 fn what_came_under_a_void_number_is_dropped_and_freed() {
     let (mut machine, mut at) = (shard(None), 0);
     let updates = [update(1, 1, 0, 8), update(1, 2, 8, 8), update(1, 3, 16, 8)];
