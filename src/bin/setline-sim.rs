@@ -67,6 +67,9 @@ struct Options {
     /// Microseconds between set boundaries
     #[arg(long, value_parser = clap::value_parser!(u64).range(50..), help_heading = "Knobs")]
     period_us: Option<u64>,
+    /// Size of the set journals, in percent of the least that the sizing rule allows
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Knobs")]
+    journal_percent: Option<u32>,
     /// No loss, duplication, damage or stragglers
     #[arg(long, help_heading = "Knobs")]
     calm_network: bool,
@@ -160,6 +163,7 @@ fn campaign(options: &Options) -> Campaign {
             volumes: options.volumes,
             copies: options.copies,
             updates: options.updates,
+            journal_percent: options.journal_percent,
             period_ns: options.period_us.map(|us| us * 1000),
             calm_network: options.calm_network,
             calm_disks: options.calm_disks,
@@ -199,6 +203,7 @@ fn replay(campaign: &Campaign, seed: u64) -> String {
     add("volumes", knobs.volumes.map(u64::from));
     add("copies", knobs.copies.map(u64::from));
     add("updates", knobs.updates.map(u64::from));
+    add("journal-percent", knobs.journal_percent.map(u64::from));
     add("period-us", knobs.period_ns.map(|ns| ns / 1000));
     let flags = [
         (knobs.calm_network, "calm-network"),

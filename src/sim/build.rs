@@ -5,9 +5,10 @@ use super::cluster::{Cluster, EPOCH, Event, GROUP};
 use super::disk::VolumeDisk;
 use super::hosts::Host;
 use super::journal::{Content, JournalDevice};
+use super::journal_io::JournalIo;
 use super::network::Network;
 use super::node::{Poller, Port};
-use super::observer::{Observer, Verdict};
+use super::observer::{Observer, Verdict, Violation};
 use super::prng::Rng;
 use super::profile::{MS, Profile, US};
 use super::queue::EventQueue;
@@ -51,7 +52,7 @@ impl Cluster {
             observer: Observer::new(u32::from(profile.copies), shards, primaries, &targets, blocks),
             base: disks(),
             target: disks(),
-            journals: (0..shards).map(|_| JournalDevice::default()).collect(),
+            journals: Vec::new(),
             owners,
             hosts: (0..profile.hosts).map(|_| Host::default()).collect(),
             host_of: Vec::new(),
@@ -74,6 +75,8 @@ impl Cluster {
         for index in 0..shards {
             let poller = Poller::new(cluster.shard_id(index), cluster.new_arena(), shards);
             cluster.pollers.push(poller);
+            let (config, stage_bytes) = cluster.profile.journal();
+            cluster.journals.push(JournalDevice::new(cluster.shard_id(index), config, stage_bytes));
         }
         cluster
     }
@@ -126,7 +129,7 @@ impl Cluster {
     pub(super) fn launch(&mut self, mover: MoverId) -> Verdict {
         let shards = self.shards_of(mover);
         for index in shards.clone() {
-            self.launch_poller(index);
+            self.launch_poller(index)?;
         }
         // The rings to the other pollers of the same mover need no session.
         let now = self.queue.now();
@@ -144,13 +147,13 @@ impl Cluster {
         Ok(())
     }
 
-    fn launch_poller(&mut self, index: usize) {
+    fn launch_poller(&mut self, index: usize) -> Verdict {
         let now = self.queue.now();
         self.pollers[index].life += 1;
         let (machines, other) = if index < self.primaries {
             (self.primary_machines(index), self.primaries..self.pollers.len())
         } else {
-            (self.secondary_machines(index), 0..self.primaries)
+            (self.secondary_machines(index)?, 0..self.primaries)
         };
         let mut other: Vec<MoverId> = other.map(|i| self.shard_id(i).mover).collect();
         other.dedup();
@@ -166,6 +169,7 @@ impl Cluster {
                 self.pollers[index].ports.push(port);
             }
         }
+        Ok(())
     }
 
     /// Whether two pollers have anything to say to one another.
@@ -190,7 +194,7 @@ impl Cluster {
         let node = &self.pollers[index];
         let config = LinkConfig {
             site: if index < self.primaries { Site::Primary } else { Site::Secondary },
-            payload_bytes_max: 256,
+            payload_bytes_max: if self.profile.block_bytes > 64 { 1024 } else { 256 },
             data_window: 64,
             control_window: 64,
             records_max: 256,
@@ -285,7 +289,7 @@ impl Cluster {
     }
 
     /// A secondary poller's machines, with what its journal has.
-    fn secondary_machines(&mut self, index: usize) -> Machines {
+    fn secondary_machines(&mut self, index: usize) -> Result<Machines, Violation> {
         let me = self.shard_id(index);
         let profile = &self.profile;
         let coordinator = self.shard_id(self.primaries);
@@ -321,13 +325,10 @@ impl Cluster {
             sabotage: profile.sabotage,
         });
         let mut secondary = Secondary::new(shard, coordinator);
-        // What a journal is read from is flushed first: it may still lie in a volatile cache, and
-        // the machine takes it for durable.
-        let end = self.journals[index].end();
-        self.journals[index].flushed(end);
+        let (journal, found) = self.journals[index].open()?;
         self.note_commits(index);
-        for (position, content) in self.journals[index].recover() {
-            let entry = match content.clone() {
+        for (position, content) in found {
+            let entry = match content {
                 Content::Record { info, role, .. } => {
                     self.stats.recovered_records += 1;
                     Recovered::Record { role, info }
@@ -341,6 +342,7 @@ impl Cluster {
             secondary.recover(position, entry);
         }
         secondary.recovered(self.queue.now());
-        Machines::Secondary(secondary)
+        self.pollers[index].journal = Some(Box::new(JournalIo::new(journal)));
+        Ok(Machines::Secondary(secondary))
     }
 }

@@ -2,6 +2,7 @@
 //! it belongs to, carries out what the machines want done, checks.
 
 use super::disk::{DiskOp, VolumeDisk};
+use super::exec_secondary::TargetWrite;
 use super::faults::Fault;
 use super::hosts::Host;
 use super::journal::JournalDevice;
@@ -13,6 +14,7 @@ use super::profile::{Knobs, Profile};
 use super::queue::EventQueue;
 use super::stats::Stats;
 use super::trace::Trace;
+use crate::journal::{IoId, Located};
 use crate::proto::command::{JournalPos, Token};
 use crate::proto::types::{Epoch, GroupId, Nanos};
 
@@ -35,11 +37,11 @@ pub(super) enum Event {
     /// A command at a base ends.
     Base { node: usize, op: DiskOp, write: WriteId, token: Token },
     /// A command at a target volume ends.
-    Target { node: usize, life: u32, volume: usize, op: DiskOp, token: Token },
-    /// A journal position is known.
-    Journaled { node: usize, life: u32, token: Token, position: JournalPos },
-    /// A journal flush is complete.
-    Durable { node: usize, life: u32, token: Token, end: u64 },
+    Target { node: usize, life: u32, volume: usize, op: DiskOp, done: (Token, bool) },
+    /// An operation of a journal ends.
+    Journal { node: usize, life: u32, op: DiskOp, id: IoId, flush: bool },
+    /// A payload is read back from a journal.
+    ReadBack { node: usize, life: u32, position: JournalPos, place: Located, write: TargetWrite },
     /// A host issues its next command.
     Host { host: usize },
     /// A fault, or the end of one.
@@ -56,8 +58,8 @@ impl Event {
             Self::Wake { node }
             | Self::Base { node, .. }
             | Self::Target { node, .. }
-            | Self::Journaled { node, .. }
-            | Self::Durable { node, .. } => Some(*node),
+            | Self::Journal { node, .. }
+            | Self::ReadBack { node, .. } => Some(*node),
             Self::Host { .. } | Self::Fault(_) | Self::Check => None,
         }
     }
@@ -165,13 +167,15 @@ impl Cluster {
                 self.settle(node)
             }
             Event::Base { node, op, write, token } => self.base_ends(node, op, write, token),
-            Event::Target { node, life, volume, op, token } => {
-                self.target_ends(node, life, volume, op, token)
+            Event::Target { node, life, volume, op, done } => {
+                self.target_ends(node, life, volume, op, done)
             }
-            Event::Journaled { node, life, token, position } => {
-                self.journaled(node, life, token, position)
+            Event::Journal { node, life, op, id, flush } => {
+                self.journal_ends(node, life, op, id, flush)
             }
-            Event::Durable { node, life, token, end } => self.durable(node, life, token, end),
+            Event::ReadBack { node, life, position, place, write } => {
+                self.read_back(node, life, position, place, write)
+            }
             Event::Host { host } => self.host_turn(host),
             Event::Fault(fault) => self.fault(fault),
             Event::Check => Ok(()),
@@ -192,7 +196,8 @@ impl Cluster {
             {
                 self.execute(node, command)?;
             }
-            if !self.admit_waiting(node)? {
+            let admitted = self.admit_waiting(node)?;
+            if !self.journal_turn(node)? && !admitted {
                 break;
             }
         }

@@ -3,6 +3,7 @@
 use super::arena::{Record, Room};
 use super::cluster::{Cluster, Event};
 use super::disk::DiskOp;
+use super::exec_secondary::TargetWrite;
 use super::observer::{Verdict, WriteId, ensure};
 use super::profile::block_values;
 use crate::mem::crc32c::crc32c;
@@ -31,19 +32,19 @@ impl Cluster {
                 if node < self.primaries {
                     self.base_write(node, volume, kind, extent, fua, payload, token)
                 } else {
-                    self.target_write(node, volume, kind, extent, fua, payload, token)
+                    let read_back = false;
+                    let write =
+                        TargetWrite { volume, kind, extent, fua, payload, token, read_back };
+                    self.target_write(node, write)
                 }
             }
             Command::CompleteHost { tag, status } => self.complete_host(tag, status),
             Command::Free { buf } => self.free(node, buf),
             Command::Report(report) => self.report(node, &report),
             Command::Journal { entry, token } => self.journal(node, entry, token),
-            Command::JournalFlush { token } => {
-                self.journal_flush(node, token);
-                Ok(())
-            }
+            Command::JournalFlush { token } => self.journal_flush(node, token),
             Command::JournalRetire { before } => {
-                self.journals[node].retire(before, &mut self.disk_rng);
+                self.journal_retire(node, before);
                 Ok(())
             }
             Command::Flush { volume, token } => {
@@ -73,7 +74,13 @@ impl Cluster {
     }
 
     fn free(&mut self, node: usize, buf: BufRef) -> Verdict {
-        let Some(record) = self.pollers[node].arena.remove(buf) else {
+        let poller = &mut self.pollers[node];
+        if let Some(journal) = &mut poller.journal
+            && !journal.may_reuse(buf)
+        {
+            return Ok(());
+        }
+        let Some(record) = poller.arena.remove(buf) else {
             ensure!(0, false, "{} frees a record twice", self.pollers[node].id);
             return Ok(());
         };

@@ -167,7 +167,7 @@ impl Cluster {
         for shard in shards {
             let empty = self.new_arena();
             self.pollers[shard].crash(empty);
-            let lost = self.journals[shard].user_died(power, &mut self.disk_rng);
+            let lost = self.journals[shard].user_died(power, &mut self.disk_rng)?;
             self.stats.journal_cuts += u64::from(lost > 0);
             self.note_commits(shard);
             self.observer.crashed(shard, self.journals[shard].applied_mark());
@@ -297,8 +297,34 @@ impl Cluster {
             self.queue.after(MS, Event::Check);
             return Ok(false);
         }
+        if !rested {
+            self.describe();
+        }
         self.at_rest()?;
         Ok(true)
+    }
+
+    /// Notes where everything stands, for a history that does not come to rest.
+    fn describe(&mut self) {
+        let now = self.queue.now();
+        for index in 0..self.pollers.len() {
+            let node = &mut self.pollers[index];
+            let journal = node.journal.as_ref().map_or_else(String::new, |j| j.describe());
+            let sets: Vec<_> = match node.node.as_mut().and_then(|node| node.secondary()) {
+                Some(machines) => machines.shard().status().collect(),
+                None => Vec::new(),
+            };
+            let (id, live, waiting) = (node.id, node.arena.live(), node.waiting.len());
+            let unsent: usize = node.ports.iter().map(|port| port.unsent.len()).sum();
+            let retained = node.retained();
+            self.trace.note(now, b'W', [index as u64], |out| {
+                write!(
+                    out,
+                    "{id}: {live} records in memory, {retained} retained, {waiting} updates wait, \
+                     {unsent} unsent; journal: {journal}; {sets:?}"
+                )
+            });
+        }
     }
 
     fn at_rest(&self) -> Verdict {

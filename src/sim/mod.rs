@@ -12,6 +12,7 @@
 
 pub mod arena;
 mod build;
+pub mod byte_disk;
 pub mod campaign;
 pub mod cluster;
 pub mod disk;
@@ -20,6 +21,7 @@ mod exec_secondary;
 mod faults;
 mod hosts;
 pub mod journal;
+mod journal_io;
 mod net;
 pub mod network;
 mod node;

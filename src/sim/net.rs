@@ -245,8 +245,14 @@ impl Cluster {
             return Ok(());
         }
         let total = store.total_len as usize;
+        let crowded = node.journal.as_ref().is_some_and(|journal| journal.is_full());
         let buf = match store.buf {
             Some(buf) => buf,
+            None if crowded => {
+                self.stats.records_refused += 1;
+                node.ports[port].link.record_refused(store, false);
+                return Ok(());
+            }
             None if !node.arena.has_room(room, total) => {
                 self.stats.records_refused += 1;
                 node.ports[port].link.record_refused(store, false);

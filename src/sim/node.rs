@@ -1,6 +1,7 @@
 //! One simulated poller: its state machines, its links, its arena, and what waits for room.
 
 use super::arena::Arena;
+use super::journal_io::JournalIo;
 use super::observer::WriteId;
 use crate::proto::command::{RecordRole, Token};
 use crate::proto::link::Link;
@@ -43,8 +44,8 @@ pub(super) struct Poller {
     pub(super) port_of: Vec<Option<usize>>,
     /// Host updates that wait for room, oldest first.
     pub(super) waiting: VecDeque<WriteId>,
-    /// When the last append and the last flush of its journal end: both end in order.
-    pub(super) journal_busy: (Nanos, Nanos),
+    /// Its journal, at the secondary site; none while its mover is down.
+    pub(super) journal: Option<Box<JournalIo>>,
     /// Counts its lives; what was started in an earlier life is void.
     pub(super) life: u32,
     /// Nothing runs here until then.
@@ -63,7 +64,7 @@ impl Poller {
             ports: Vec::new(),
             port_of: vec![None; pollers],
             waiting: VecDeque::new(),
-            journal_busy: (Nanos(0), Nanos(0)),
+            journal: None,
             life: 0,
             stalled_until: Nanos(0),
             wake_at: Nanos::NEVER,
@@ -99,7 +100,7 @@ impl Poller {
         self.ports.clear();
         self.port_of.fill(None);
         self.wake_at = Nanos::NEVER;
-        self.journal_busy = (Nanos(0), Nanos(0));
+        self.journal = None;
     }
 
     /// Updates that its machines retain.

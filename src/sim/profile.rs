@@ -8,6 +8,7 @@
 
 use super::network::NetworkFaults;
 use super::prng::Rng;
+use crate::journal::{BLOCK_BYTES, Config, ENTRY_BYTES, Shape};
 use crate::proto::sabotage::Sabotage;
 use crate::wire::update::UPDATE_HEADER_BYTES;
 
@@ -133,6 +134,12 @@ pub struct Profile {
     pub operator: Operator,
     /// Mean time that a crashed mover stays away, nanoseconds.
     pub down_ns: u64,
+    /// Size of each secondary journal, in percent of the least that the sizing rule allows.
+    pub journal_percent: u32,
+    /// Units of a journal under way at once.
+    pub journal_units: usize,
+    /// Stage blocks of a journal beyond the least.
+    pub stage_blocks: usize,
     /// The rule that the protocol breaks on purpose.
     pub sabotage: Sabotage,
 }
@@ -154,6 +161,8 @@ pub struct Knobs {
     pub updates: Option<u32>,
     /// See [`Profile::period_ns`].
     pub period_ns: Option<u64>,
+    /// See [`Profile::journal_percent`].
+    pub journal_percent: Option<u32>,
     /// No network faults.
     pub calm_network: bool,
     /// No disk faults.
@@ -164,7 +173,35 @@ pub struct Knobs {
     pub sabotage: Sabotage,
 }
 
+/// The least journal for primary arenas of so many bytes in all. Twice what their records take in
+/// it, and a reserve for manifests and marks, all that in the half that is left when it is scarce.
+fn journal_bytes_least(arena_bytes: u64, block_bytes: u64) -> u64 {
+    // A header entry, and the payload in steps of 64 bytes.
+    let shares = [0, block_bytes].map(|payload| {
+        let record = UPDATE_HEADER_BYTES as u64 + payload;
+        let entry = (ENTRY_BYTES + UPDATE_HEADER_BYTES) as u64 + payload.next_multiple_of(64);
+        (arena_bytes * entry).div_ceil(record)
+    });
+    let records = shares[0].max(shares[1]);
+    2 * (2 * records + JOURNAL_RESERVE_BLOCKS * BLOCK_BYTES as u64)
+}
+
+/// Blocks of a journal for manifests, marks and the rounding of units.
+const JOURNAL_RESERVE_BLOCKS: u64 = 400;
+
 impl Profile {
+    /// The journal of a secondary shard, and the bytes of its stage.
+    #[must_use]
+    pub fn journal(&self) -> (Config, usize) {
+        let shape = Shape::SMALL;
+        let primaries = u64::from(self.primaries) * u64::from(self.pollers);
+        let least = journal_bytes_least(primaries * self.own_bytes, self.block_bytes.into());
+        let device_bytes = least * u64::from(self.journal_percent) / 100;
+        let device_bytes = device_bytes.max(Config::device_bytes_min(shape));
+        let config = Config { device_bytes, shape, units_in_flight: self.journal_units };
+        (config, Config::stage_bytes_min(shape) + self.stage_blocks * BLOCK_BYTES)
+    }
+
     /// The profile of a seed.
     #[must_use]
     pub fn draw(rng: &mut Rng, knobs: &Knobs) -> Self {
@@ -196,7 +233,7 @@ impl Profile {
             pollers: knobs.pollers.unwrap_or(pollers),
             volumes: knobs.volumes.unwrap_or(volumes),
             blocks,
-            block_bytes: rng.pick(&[8, 8, 64]),
+            block_bytes: rng.pick(&[8, 8, 8, 64, 64, 512]),
             // More copies than movers cannot be had.
             copies: copies.min(primaries as u8).max(1),
             mirror_by_load: rng.chance(700_000),
@@ -242,8 +279,19 @@ impl Profile {
                 pause_ns: when(pauses, rng.pick(&[3 * MS, 10 * MS])),
             },
             down_ns: rng.pick(&[100 * US, MS, 5 * MS]),
+            journal_percent: {
+                let drawn = rng.pick(&[100, 100, 110, 150, 1000]);
+                knobs.journal_percent.unwrap_or(drawn)
+            },
+            journal_units: rng.pick(&[2, 4, 16]),
+            stage_blocks: rng.pick(&[0, 8, 64]),
             sabotage: knobs.sabotage,
         };
+        if profile.block_bytes > 64 {
+            // Room for some records of the largest size.
+            profile.own_bytes = profile.own_bytes.max(16 << 10);
+            profile.grant_bytes = profile.grant_bytes.max(8 << 10);
+        }
         if knobs.calm_network {
             let NetworkFaults { delay_ns, site_delay_ns, .. } = profile.network;
             profile.network = NetworkFaults { delay_ns, site_delay_ns, ..NetworkFaults::default() };

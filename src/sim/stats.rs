@@ -59,6 +59,12 @@ pub struct Stats {
     pub blocks_lost: u64,
     /// Journal bytes or entries cut off at a power loss.
     pub journal_cuts: u64,
+    /// Times a journal became scarce.
+    pub journal_scarce: u64,
+    /// Appends that found a journal full.
+    pub journal_full: u64,
+    /// Appends that found a journal with as much in flight as it can have.
+    pub journal_busy: u64,
     /// Base writes that failed.
     pub base_errors: u64,
     /// Target writes and flushes that failed.
@@ -118,6 +124,9 @@ each!(
     recovered_records,
     blocks_lost,
     journal_cuts,
+    journal_scarce,
+    journal_full,
+    journal_busy,
     base_errors,
     target_errors,
     journal_reads,
