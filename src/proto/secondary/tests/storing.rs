@@ -4,7 +4,7 @@
 use super::*;
 use crate::proto::command::Report;
 use crate::proto::message::BrokenReason;
-use crate::proto::secondary::Refusal;
+use crate::proto::secondary::{CoordinatorConfig, Refusal};
 
 #[test]
 fn a_set_is_stored_when_all_of_it_is_here_mirrored_and_its_manifest_durable() {
@@ -83,6 +83,24 @@ fn a_scarce_journal_of_which_nothing_is_needed_is_given_back() {
     machine.handle_journal_room(NOW, Some(JournalPos(90)));
     let commands = journal(&mut machine, &mut at);
     assert_eq!(commands[1..], [Command::JournalRetire { before: JournalPos(101) }]);
+}
+
+#[test]
+fn a_coordinator_without_commits_does_not_hold_the_journal() {
+    let site = CoordinatorConfig {
+        me: ME,
+        primary_coordinator: PRIMARY,
+        shards: vec![ME, PARTNER],
+        groups: vec![GROUP],
+        volumes: vec![(VOLUME, ME)],
+        sabotage: Sabotage::None,
+    };
+    let config = ShardConfig { coordinator: ME, ..config(None) };
+    let (mut machine, mut at) = (Secondary::new(config, Some(site)), 100);
+    machine.recovered(NOW);
+    machine.handle_journal_room(NOW, Some(JournalPos(90)));
+    let commands = journal(&mut machine, &mut at);
+    assert!(commands.contains(&Command::JournalRetire { before: JournalPos(101) }), "{commands:?}");
 }
 
 #[test]
