@@ -121,8 +121,13 @@ fn images(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
         }
     }
     files.sort();
-    let (primary, secondary): (Vec<_>, Vec<_>) =
-        files.into_iter().partition(|path| path.to_string_lossy().contains("primary"));
+    let of = |site: &str| -> Vec<PathBuf> {
+        let name = |path: &&PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(site))
+        };
+        files.iter().filter(name).cloned().collect()
+    };
+    let (primary, secondary) = (of("primary-"), of("secondary-"));
     assert_eq!(primary.len(), secondary.len());
     primary.into_iter().zip(secondary).collect()
 }
@@ -160,7 +165,7 @@ fn host(role: &str) {
     let identity = controller.identity();
     assert_eq!(identity.model, "setline");
     let namespaces = controller.namespaces();
-    assert_eq!(namespaces.len(), 2);
+    assert!(!namespaces.is_empty(), "a mover serves the volumes that it is responsible for");
     for ns in &namespaces {
         assert!(ns.nguid.is_some() && ns.uuid.is_some());
         let transfer = (identity.max_transfer_bytes as usize).min(1 << 20);
@@ -204,30 +209,35 @@ fn succeeded(what: &str, output: &Output) -> String {
     out.into_owned()
 }
 
+/// SPDK's own programs, and our verifier, at one mover.
+fn stock_clients(id: &str) {
+    // Without -g SPDK's clients do not share memory with a vfio-user target.
+    let identify = spdk_program("spdk_nvme_identify").args(["-g", "-s", "128", "-r", id]).output();
+    let identify = succeeded("identify", &identify.unwrap());
+    assert!(identify.contains("setline"), "{identify}");
+    for workload in ["randwrite", "randrw"] {
+        let perf = spdk_program("spdk_nvme_perf")
+            .args(["-g", "-s", "128", "-q", "32", "-o", "4096", "-t", "1", "-M", "50"])
+            .args(["-w", workload, "-r", id])
+            .output();
+        let perf = succeeded(workload, &perf.unwrap());
+        assert!(perf.contains("Total"), "{perf}");
+    }
+    let verify = Command::new(env!("CARGO_BIN_EXE_setline-check"))
+        .args(["verify", "--seconds", "2", "--trid", id])
+        .output();
+    succeeded("verify", &verify.unwrap());
+}
+
 #[test]
 fn stock_clients_and_verified_mixed_sizes_work_against_a_lab() {
     let _alone = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
     for transport in ["vfio-user", "tcp"] {
         let shape = format!("--primary 2 --secondary 1 --volumes 2 --transport {transport}");
         let lab = Lab::up(&format!("stock-{transport}"), &shape);
-        let id = &lab.ids[0];
-        // Without -g SPDK's clients do not share memory with a vfio-user target.
-        let identify =
-            spdk_program("spdk_nvme_identify").args(["-g", "-s", "128", "-r", id]).output();
-        let identify = succeeded("identify", &identify.unwrap());
-        assert!(identify.contains("setline"), "{identify}");
-        for workload in ["randwrite", "randrw"] {
-            let perf = spdk_program("spdk_nvme_perf")
-                .args(["-g", "-s", "128", "-q", "32", "-o", "4096", "-t", "2", "-M", "50"])
-                .args(["-w", workload, "-r", id])
-                .output();
-            let perf = succeeded(workload, &perf.unwrap());
-            assert!(perf.contains("Total"), "{perf}");
+        for id in &lab.ids {
+            stock_clients(id);
         }
-        let verify = Command::new(env!("CARGO_BIN_EXE_setline-check"))
-            .args(["verify", "--seconds", "3", "--trid", id])
-            .output();
-        succeeded("verify", &verify.unwrap());
         lab.ends_with_equal_sites();
     }
 }

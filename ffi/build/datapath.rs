@@ -188,6 +188,9 @@ fn allowlist(path: &str) -> Result<Vec<String>, String> {
         .collect())
 }
 
+/// C files that every program is linked with.
+const ALWAYS: [&str; 2] = ["reservation", "memif_gate"];
+
 fn compile(cflags: &[String], out: &Path) {
     let base = || {
         let mut build = cc::Build::new();
@@ -199,15 +202,17 @@ fn compile(cflags: &[String], out: &Path) {
     };
     base()
         .file("ffi/shims.c")
-        .file("ffi/memif_gate.c")
         .file(out.join("spdk_inline.c"))
         .file(out.join("dpdk_inline.c"))
         .include(".")
         .compile("setline_shims");
-    // A constructor of its own, nothing refers to it: linked by name below.
-    let objects = base().file("ffi/reservation.c").compile_intermediates();
-    for object in objects {
-        let _ = fs::copy(object, out.join("reservation.o"));
+    // Linked by name below, whatever a program refers to: a constructor of its own, and symbols that
+    // the linker puts in the place of others.
+    for name in ALWAYS {
+        let objects = base().file(format!("ffi/{name}.c")).include(".").compile_intermediates();
+        for object in objects {
+            let _ = fs::copy(object, out.join(format!("{name}.o")));
+        }
     }
 }
 
@@ -227,7 +232,7 @@ fn link(deps: &Deps, out: &Path) -> Result<(), String> {
     // Every driver of this DPDK, each archive once (the linker refuses doubles).
     args.extend(dpdk.iter().filter(|a| a.starts_with("-l:")).cloned());
     args.push("-Wl,--no-whole-archive".into());
-    args.push(out.join("reservation.o").display().to_string());
+    args.extend(ALWAYS.map(|name| out.join(format!("{name}.o")).display().to_string()));
     args.extend(system.iter().filter(|a| a.ends_with(".a")).cloned());
     args.push("-l:libvfio-user.a".into());
     let mut plain: Vec<String> = dpdk

@@ -15,7 +15,7 @@ use super::site::{ProcessId, Site, SiteMover};
 use super::{LabError, machine, netns};
 use crate::config::Role;
 use crate::control::client::{Client, ClientError, Target};
-use crate::control::model::{ErrorCode, Status};
+use crate::control::model::{ErrorCode, GroupState, Status};
 
 /// How long movers may take to become ready: opening devices, meeting peers.
 const READY_MAX: Duration = Duration::from_secs(120);
@@ -193,6 +193,28 @@ impl Cluster {
             }
             interrupt.sleep(LOOK_EVERY)?;
         }
+    }
+
+    /// Waits until every mover sees its groups consistent: all have met, and a first set has gone
+    /// the whole way.
+    ///
+    /// # Errors
+    /// A mover that ends, or groups that are not consistent in time.
+    pub fn wait_consistent(&mut self, interrupt: &Interrupt) -> Result<(), LabError> {
+        let until = Instant::now() + READY_MAX;
+        let names = [self.names(Role::Primary), self.names(Role::Secondary)].concat();
+        let is_consistent = |status: Status| {
+            status.groups.iter().all(|group| group.state == GroupState::Consistent)
+        };
+        while !names.iter().all(|name| self.status(name).is_ok_and(is_consistent)) {
+            self.check_running()?;
+            if Instant::now() >= until {
+                let what = "a first set's way to the secondary".to_owned();
+                return Err(LabError::Late { what, limit: READY_MAX });
+            }
+            interrupt.sleep(LOOK_EVERY)?;
+        }
+        Ok(())
     }
 
     /// Whether a mover answers and is ready.

@@ -31,6 +31,8 @@ pub fn up(options: &UpOptions, out: &mut Printer) -> Result<(), LabError> {
     let mut cluster = Cluster::make(&options.shape, true)?;
     let bar = run::bar();
     cluster.start_all(&interrupt, &bar)?;
+    bar.set_message("waiting for a first set to reach the secondary");
+    cluster.wait_consistent(&interrupt)?;
     bar.finish_and_clear();
     let ids = writer::transport_ids(&cluster);
     let files: Vec<_> =
