@@ -120,6 +120,18 @@ fn an_interrupted_lab_leaves_nothing_behind() {
     }
 }
 
+/// Takes a standing lab down when its test fails.
+struct Down(std::path::PathBuf);
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        if self.0.exists() {
+            let mut down = Command::new(env!("CARGO_BIN_EXE_setline"));
+            let _ = down.args(["lab", "down", "--dir"]).arg(&self.0).status();
+        }
+    }
+}
+
 #[test]
 fn a_lab_that_stands_answers_and_is_taken_down() {
     let _alone = one_lab();
@@ -131,6 +143,7 @@ fn a_lab_that_stands_answers_and_is_taken_down() {
         assert!(output.status.success(), "{arguments:?}: {said}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
+    let _down = Down(directory.clone());
     let up = setline(&["lab", "up", "--primary", "2", "--secondary", "1", "--dir", dir]);
     assert!(up.contains("trtype:VFIOUSER"), "{up}");
     let status: Value =
