@@ -295,7 +295,7 @@ impl Cluster {
                 process.signal(rustix::process::Signal::TERM);
             }
             for process in &mut ending {
-                bad.extend(process.stop(STOP_MAX).err());
+                bad.extend(process.has_stopped(STOP_MAX).err());
             }
         }
         match bad.len() {

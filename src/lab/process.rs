@@ -148,6 +148,15 @@ impl Process {
     /// [`LabError::Ended`] if it failed, [`LabError::NotStopped`] if it had to be killed.
     pub fn stop(&mut self, limit: Duration) -> Result<(), LabError> {
         self.signal(Signal::TERM);
+        self.has_stopped(limit)
+    }
+
+    /// As [`Self::stop`], for one that was asked already: asking a mover twice has it end at once,
+    /// whatever it still holds.
+    ///
+    /// # Errors
+    /// As [`Self::stop`].
+    pub fn has_stopped(&mut self, limit: Duration) -> Result<(), LabError> {
         match self.wait(limit) {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(self.ended_error(status)),
