@@ -14,6 +14,7 @@ mod config;
 mod mirror_store;
 mod peers;
 mod restart;
+mod room;
 mod sets;
 mod shard;
 mod slab;
@@ -24,5 +25,6 @@ mod view;
 
 pub use config::{GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
 pub use mirror_store::Mirrored;
-pub use shard::{Admitted, Full, HostUpdate, PrimaryShard, RecordVerdict};
+pub use room::{Admitted, Full};
+pub use shard::{HostUpdate, PrimaryShard, RecordVerdict};
 pub use view::{GroupView, LedgerView, PrimaryCounters};

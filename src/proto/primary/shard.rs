@@ -2,7 +2,8 @@
 
 use super::config::{MirrorPolicy, PrimaryConfig, VolumeConfig};
 use super::mirror_store::MirrorStore;
-use super::peers::{Mirror, Target, choose, target_index};
+use super::peers::{Mirror, Target, target_index};
+use super::room::Admitted;
 use super::sets::OwnSets;
 use super::slab::{
     AT_BASE, DONE, FIRST_IN_RANGE, NIL, RELEASED, SAFE, Slab, TRAVELS, Update, VOID,
@@ -24,24 +25,6 @@ use alloc::vec::Vec;
 const TAG_BASE: u8 = 0xff;
 /// First token tag of a transfer.
 pub(super) const TAG_TARGET: u8 = 0x80;
-
-/// There is no room for another update now. Back-pressure, not an error: try again after progress.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Full {
-    /// The group has no open set yet: not all movers of the site are up.
-    NotStarted,
-    /// As many updates are retained as there may be.
-    Retained,
-    /// Not enough mirror targets have room.
-    Mirrors,
-}
-
-/// The right to number one update, given by [`PrimaryShard::admit`] and good until the next input.
-#[derive(Debug)]
-#[must_use]
-pub struct Admitted {
-    mirrors: u64,
-}
 
 /// A write-nature host command whose record is in the arena.
 #[derive(Clone, Copy, Debug)]
@@ -96,8 +79,8 @@ pub(super) struct Volume {
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) id: GroupId,
-    wanted_mirrors: u32,
-    policy: MirrorPolicy,
+    pub(super) wanted_mirrors: u32,
+    pub(super) policy: MirrorPolicy,
     pub(super) sets: OwnSets,
     pub(super) confirmed: SetId,
     pub(super) broken: Option<BrokenReason>,
@@ -196,31 +179,6 @@ impl PrimaryShard {
         }
     }
 
-    /// Whether an update of `record_bytes` for the volume at index `volume` can be numbered now.
-    ///
-    /// # Errors
-    /// [`Full`] says what is short.
-    #[inline]
-    pub fn admit(&self, volume: u32, record_bytes: u32) -> Result<Admitted, Full> {
-        let group = &self.groups[self.volumes[volume as usize].group];
-        if self.slab.is_full() {
-            return Err(Full::Retained);
-        }
-        if group.broken.is_some() {
-            return Ok(Admitted { mirrors: 0 });
-        }
-        if group.sets.open().is_none() {
-            return Err(Full::NotStarted);
-        }
-        let first = match group.policy {
-            MirrorPolicy::Load => None,
-            MirrorPolicy::Partner(index) => Some(index),
-        };
-        choose(&self.mirrors, group.wanted_mirrors, first, record_bytes, self.in_flight_max)
-            .map(|mirrors| Admitted { mirrors })
-            .ok_or(Full::Mirrors)
-    }
-
     /// Numbers an admitted update and sends its copies (G1, G2). The caller writes the header that
     /// says what is returned before it carries out any command.
     #[inline]
@@ -314,37 +272,6 @@ impl PrimaryShard {
             self.commands.push_back(Command::CompleteHost { tag, status });
         }
         info
-    }
-
-    /// An update was not admitted: asks for the open sets to be closed early, if it is room for
-    /// copies that lacks and not only a credit of a link.
-    pub fn handle_refused(&mut self) {
-        let crowded = |mirror: &Mirror| mirror.used_bytes > mirror.budget_bytes / 2;
-        if self.slab.used() > self.slab.max() / 2 || self.mirrors.iter().any(crowded) {
-            self.handle_pressure();
-        }
-    }
-
-    /// The caller's arena runs short: asks for the open sets to be closed early.
-    pub fn handle_pressure(&mut self) {
-        for group in 0..self.groups.len() {
-            self.ask_for_early_close(group);
-        }
-    }
-
-    #[cold]
-    fn ask_for_early_close(&mut self, group: usize) {
-        let group = &mut self.groups[group];
-        if group.broken.is_none()
-            && group.sets.is_open_set_worth_closing()
-            && let Some(open) = group.sets.open_mut()
-            && !open.close_asked
-            && open.released
-        {
-            open.close_asked = true;
-            let message = Message::CloseNow { group: group.id, set: open.id };
-            self.commands.push_back(Command::Send { to: self.coordinator, message });
-        }
     }
 
     /// The receiver of a record has stored it.

@@ -1,0 +1,87 @@
+//! Room for another update: whether it can be numbered now, and asking for early boundaries when
+//! memory runs short (F7).
+//!
+//! What is retained is released when its set is confirmed. So when room lacks, the open set is
+//! closed early, if a good part of what is retained is in it. Nothing is refused to a host.
+
+use super::config::MirrorPolicy;
+use super::peers::{Mirror, choose};
+use super::shard::PrimaryShard;
+use crate::proto::command::Command;
+use crate::proto::message::Message;
+
+/// There is no room for another update now. Back-pressure, not an error: try again after progress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Full {
+    /// The group has no open set yet: not all movers of the site are up.
+    NotStarted,
+    /// As many updates are retained as there may be.
+    Retained,
+    /// Not enough mirror targets have room.
+    Mirrors,
+}
+
+/// The right to number one update, given by [`PrimaryShard::admit`] and good until the next input.
+#[derive(Debug)]
+#[must_use]
+pub struct Admitted {
+    pub(super) mirrors: u64,
+}
+
+impl PrimaryShard {
+    /// Whether an update of `record_bytes` for the volume at index `volume` can be numbered now.
+    ///
+    /// # Errors
+    /// [`Full`] says what is short.
+    #[inline]
+    pub fn admit(&self, volume: u32, record_bytes: u32) -> Result<Admitted, Full> {
+        let group = &self.groups[self.volumes[volume as usize].group];
+        if self.slab.is_full() {
+            return Err(Full::Retained);
+        }
+        if group.broken.is_some() {
+            return Ok(Admitted { mirrors: 0 });
+        }
+        if group.sets.open().is_none() {
+            return Err(Full::NotStarted);
+        }
+        let first = match group.policy {
+            MirrorPolicy::Load => None,
+            MirrorPolicy::Partner(index) => Some(index),
+        };
+        choose(&self.mirrors, group.wanted_mirrors, first, record_bytes, self.in_flight_max)
+            .map(|mirrors| Admitted { mirrors })
+            .ok_or(Full::Mirrors)
+    }
+
+    /// An update was not admitted: asks for the open sets to be closed early, if it is room for
+    /// copies that lacks and not only a credit of a link.
+    pub fn handle_refused(&mut self) {
+        let crowded = |mirror: &Mirror| mirror.used_bytes > mirror.budget_bytes / 2;
+        if self.slab.used() > self.slab.max() / 2 || self.mirrors.iter().any(crowded) {
+            self.handle_pressure();
+        }
+    }
+
+    /// The caller's arena runs short: asks for the open sets to be closed early.
+    pub fn handle_pressure(&mut self) {
+        for group in 0..self.groups.len() {
+            self.ask_for_early_close(group);
+        }
+    }
+
+    #[cold]
+    pub(super) fn ask_for_early_close(&mut self, group: usize) {
+        let group = &mut self.groups[group];
+        if group.broken.is_none()
+            && group.sets.is_open_set_worth_closing()
+            && let Some(open) = group.sets.open_mut()
+            && !open.close_asked
+            && open.released
+        {
+            open.close_asked = true;
+            let message = Message::CloseNow { group: group.id, set: open.id };
+            self.commands.push_back(Command::Send { to: self.coordinator, message });
+        }
+    }
+}
