@@ -34,6 +34,7 @@
 mod format;
 mod geometry;
 mod marks;
+mod owed;
 mod recovery;
 mod room;
 mod stage;

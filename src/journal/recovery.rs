@@ -10,6 +10,7 @@
 use super::format::{BLOCK_BYTES, Cursor, KIND_PAD, UnitInfo};
 use super::geometry::{ConfigError, Geometry, Located, Shape, position_of};
 use super::marks::Marks;
+use super::owed::Owed;
 use super::stage::{SUPERBLOCK_AT, Stage};
 use super::superblock::{GroupMarks, Groups, Identity, Superblock};
 use super::writer::{Journal, locate};
@@ -121,6 +122,7 @@ pub struct Recovery<M> {
     /// Generation of the last unit.
     generation_seen: u64,
     marks: Marks,
+    owed: Owed,
 }
 
 impl<M: AsRef<[u8]> + AsMut<[u8]>> Recovery<M> {
@@ -172,6 +174,7 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Recovery<M> {
             at: 0,
             generation_seen: 0,
             marks: Marks::new(),
+            owed: Owed::new(),
         })
     }
 
@@ -297,7 +300,14 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Recovery<M> {
     pub fn into_journal(self) -> Journal<M> {
         assert_eq!(self.phase, Phase::Done, "the journal is not open yet");
         let memory = self.stage.into_memory();
-        Journal::new(&self.config, self.geometry, self.image, self.at, self.marks, memory)
+        Journal::new(
+            &self.config,
+            self.geometry,
+            self.image,
+            self.at,
+            (self.marks, self.owed),
+            memory,
+        )
     }
 
     fn choose_superblock(&mut self) -> Result<(), OpenError> {
@@ -354,7 +364,7 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Recovery<M> {
         // All payloads are checked before the first entry is given out: a torn unit
         // counts as a whole.
         let mut cursor = Cursor::new(info);
-        let mut groups = self.image.groups.clone();
+        let (mut groups, mut owed) = (self.image.groups.clone(), self.owed.clone());
         loop {
             match cursor.next(unit) {
                 Ok(Some((_, entry, crc))) => {
@@ -363,12 +373,13 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Recovery<M> {
                         return self.end_of_log();
                     }
                     groups.note(&entry);
+                    owed.note(&entry);
                 }
                 Ok(None) => break,
                 Err(_) => return self.end_of_log(),
             }
         }
-        self.image.groups = groups;
+        (self.image.groups, self.owed) = (groups, owed);
         self.marks.push(self.at);
         self.generation_seen = info.generation;
         Ok(Phase::Entries { from, window, info, cursor: Cursor::new(info) })

@@ -3,6 +3,7 @@
 use super::format::{BLOCK_BYTES, SMALL_ALIGN};
 use super::geometry::{Geometry, Located, position_of};
 use super::marks::Marks;
+use super::owed::Owed;
 use super::stage::{SUPERBLOCK_AT, Stage};
 use super::superblock::{GroupMarks, Identity, Superblock};
 use super::unit::{Misfit, Room, State, Unit};
@@ -89,6 +90,7 @@ pub struct Journal<M> {
     /// The tail in the durable superblock: nothing at or behind it is overwritten.
     durable_tail: u64,
     marks: Marks,
+    owed: Owed,
     /// Least and largest block that a flush was asked for.
     wanted: (u64, u64),
     flush: Option<Flush>,
@@ -107,7 +109,7 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Journal<M> {
         geometry: Geometry,
         image: Superblock,
         head: u64,
-        marks: Marks,
+        (marks, owed): (Marks, Owed),
         memory: M,
     ) -> Self {
         Self {
@@ -125,6 +127,7 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Journal<M> {
             tail: image.tail,
             durable_tail: image.tail,
             marks,
+            owed,
             wanted: (head, head),
             flush: None,
             superblock: Super::Idle,
@@ -175,6 +178,7 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Journal<M> {
             match unit.add(entry, buf, &mut self.stage, self.copier) {
                 Ok(position) => {
                     self.image.groups.note(entry);
+                    self.owed.note(entry);
                     return Ok(position);
                 }
                 Err(Misfit::Unit) => self.seal(),
@@ -332,11 +336,14 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Journal<M> {
         }
     }
 
-    /// Bytes of the log, and of these the ones in use until the next superblock.
+    /// Bytes of the log, and of these the ones in use until the next superblock, those included that
+    /// the marks of the sets will take that are stored and not applied: a unit each, as a rule.
     pub fn capacity_bytes(&self) -> (u64, u64) {
         let bytes = BLOCK_BYTES as u64;
-        let used = (self.head - self.durable_tail) * bytes + self.open_bytes();
-        (self.geometry.ring_blocks * bytes, used)
+        let marks = self.owed.marks() * u64::from(self.geometry.shape.meta_blocks);
+        let used = (self.head - self.durable_tail + marks) * bytes + self.open_bytes();
+        let capacity = self.geometry.ring_blocks * bytes;
+        (capacity, used.min(capacity))
     }
 
     /// Bytes of the unit that still takes entries; 0 when there is none.
