@@ -1,15 +1,15 @@
 //! From the journal back to a shard: what is stored, what is applied (invariant 7).
 //!
 //! The journal's prefix that survived is fed in, oldest entry first. Stored is what has a durable
-//! manifest, in unbroken order after the last applied mark; updates of later sets are forgotten
-//! and come again from the primary. A number may be there twice, from before and after such a
-//! forgetting: the later one counts. A set whose apply was cut short is not told from one that was
+//! manifest, in unbroken order after the last applied mark; updates of later sets are kept, and come
+//! again from the primary for the partner's copy. A number may be there twice: the later one counts. A set whose apply was cut short is not told from one that was
 //! never begun: the coordinator asks for it again and it is written as a whole.
 
 use super::sets::Manifest;
 use super::shard::SecondaryShard;
 use super::store::{Entry, NIL};
 use crate::proto::command::{JournalPos, RecordRole};
+use crate::proto::limits::{RETAINED_UPDATES_MAX, SETS_AHEAD_MAX};
 use crate::proto::message::{FactsPart, Message, VolumeFacts};
 use crate::proto::types::{GroupId, Nanos, Seq, SetId, VolumeId};
 use crate::wire::update::{UpdateInfo, digest_of};
@@ -111,6 +111,9 @@ impl SecondaryShard {
                 }
             }
         }
+        for ((volume, seq), (info, position)) in recovery.own {
+            self.recover_unstored(volume, seq, &info, position);
+        }
         for ((volume, _), (info, position)) in recovery.kept {
             if let Some(group) = self.group_of(info.group)
                 && info.set > self.groups[group].everywhere
@@ -124,6 +127,41 @@ impl SecondaryShard {
             }
         }
         self.send_resume(self.config.coordinator);
+    }
+
+    /// Takes an update of a set that is not stored back in. It counts as safe once the partner has
+    /// it, and for that its record must come again: see `take_own`. It is not journaled again, or
+    /// restarts in a row would fill the journal with copies.
+    fn recover_unstored(
+        &mut self,
+        volume: VolumeId,
+        seq: Seq,
+        info: &UpdateInfo,
+        position: JournalPos,
+    ) {
+        let Some(index) = self.volume_index(volume) else { return };
+        let group = usize::from(self.volumes[index].group);
+        let ahead = info.set.0.saturating_sub(self.groups[group].stored.0);
+        if info.epoch != self.config.epoch
+            || info.set <= self.groups[group].stored
+            || ahead > SETS_AHEAD_MAX
+            || self.groups[group].id != info.group
+            || !self.volumes[index].window.reaches(seq, RETAINED_UPDATES_MAX as u64)
+        {
+            return;
+        }
+        let role = RecordRole::Transfer;
+        let mut entry = durable_entry(role, info, group as u16, index as u32, position);
+        entry.mirroring = self.config.partner.is_some();
+        let safe = entry.is_safe();
+        let slot = self.slab.insert(entry);
+        self.volumes[index].window.insert(seq, slot);
+        let tally = self.volumes[index].tally(info.set);
+        tally.add(seq, info.payload_len, digest_of(info));
+        tally.unsafe_updates -= u64::from(safe);
+        if let Some(received) = self.groups[group].set_mut(info.set) {
+            received.needs(position);
+        }
     }
 
     /// Takes a set back in; false, and nothing changed, when the journal does not have all that

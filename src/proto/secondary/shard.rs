@@ -205,8 +205,18 @@ impl SecondaryShard {
             return Ok(false);
         }
         if let Some(slot) = volume.window.get(info.seq) {
-            let same = self.slab.at(slot).set == info.set;
-            return if same { Ok(false) } else { Err(Refusal::Conflict) };
+            let entry = self.slab.at(slot);
+            if entry.set != info.set {
+                return Err(Refusal::Conflict);
+            }
+            let Some(to) = self.config.partner.filter(|_| entry.mirroring && entry.buf.is_none())
+            else {
+                return Ok(false);
+            };
+            // Journaled before a restart; it comes again for the partner's copy.
+            self.slab.give_buf(slot, buf);
+            self.send_to_partner(to, slot, buf);
+            return Ok(true);
         }
         if info.set.0 > group.stored.0 + SETS_AHEAD_MAX
             || !volume.window.reaches(info.seq, RETAINED_UPDATES_MAX as u64)

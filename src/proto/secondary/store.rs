@@ -175,6 +175,11 @@ impl Slab {
         self.unlist(slot);
         self.at_mut(slot).buf.take()
     }
+    /// The entry, which has no buffer, has one again.
+    pub(super) fn give_buf(&mut self, slot: u32, buf: BufRef) {
+        self.at_mut(slot).buf = Some(buf);
+        self.append(slot);
+    }
     /// The entry with a buffer that arrived first.
     pub(super) fn oldest(&self) -> Option<u32> {
         (self.oldest != NIL).then_some(self.oldest)

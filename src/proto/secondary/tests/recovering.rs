@@ -33,7 +33,7 @@ fn list(updates: &[UpdateInfo], voids: &[u64]) -> Vec<VolumeFacts> {
 }
 
 #[test]
-fn stored_is_what_has_a_manifest_and_later_updates_are_forgotten() {
+fn stored_is_what_has_a_manifest_and_later_updates_are_kept() {
     let one = [update(1, 1, 0, 8), update(1, 2, 8, 8)];
     let (mut machine, commands) = recovered(vec![
         record(one[1]),
@@ -43,7 +43,8 @@ fn stored_is_what_has_a_manifest_and_later_updates_are_forgotten() {
     ]);
     assert_eq!(commands, [resume(1, 0), ample()]);
     assert_eq!(take(&mut machine, &one[0]), Receipt::Duplicate);
-    assert_eq!(take(&mut machine, &update(2, 3, 0, 8)), Receipt::Accepted);
+    assert_eq!(take(&mut machine, &update(2, 3, 0, 8)), Receipt::Duplicate);
+    assert_eq!(take(&mut machine, &update(2, 4, 0, 8)), Receipt::Accepted);
 }
 
 #[test]
@@ -130,4 +131,33 @@ fn what_was_kept_for_a_partner_is_kept_until_its_set_is_applied_everywhere() {
     tell(&mut machine, Message::Apply { group: GROUP, set: SetId(2) });
     machine.handle_timeout(machine.next_timeout());
     assert_eq!(machine.shard().retained_updates(), 0);
+}
+
+#[test]
+fn an_update_of_a_set_that_is_not_stored_comes_again_for_the_partner_and_is_not_journaled_twice() {
+    let one = [update(1, 1, 0, 8), update(1, 2, 8, 8)];
+    let mut machine = Secondary::new(config(Some(PARTNER)), None);
+    machine.recover(JournalPos(1), record(one[0]));
+    machine.recover(JournalPos(2), record(UpdateInfo { epoch: Epoch(EPOCH.0 + 1), ..one[1] }));
+    machine.recovered(NOW);
+    drain(&mut machine);
+    assert_eq!(machine.shard().retained_updates(), 1, "what is of another epoch is forgotten");
+    assert_eq!(take(&mut machine, &one[0]), Receipt::Accepted);
+    let commands = drain(&mut machine);
+    assert_eq!(kinds(&commands), ["send record"]);
+    assert_eq!(take(&mut machine, &one[0]), Receipt::Duplicate);
+    tell(&mut machine, manifest(1, list(&one[..1], &[])));
+    assert_eq!(drain(&mut machine), [], "the partner does not have it yet");
+    let Command::SendRecord { token, .. } = commands[0] else { panic!("{commands:?}") };
+    machine.handle_delivered(NOW, token);
+    assert_eq!(kinds(&drain(&mut machine)), ["journal manifest", "journal flush"]);
+}
+
+#[test]
+fn without_a_partner_what_the_journal_has_need_not_come_again() {
+    let one = [update(1, 1, 0, 8)];
+    let (mut machine, _) = recovered(vec![record(one[0])]);
+    assert_eq!(take(&mut machine, &one[0]), Receipt::Duplicate);
+    tell(&mut machine, manifest(1, list(&one, &[])));
+    assert_eq!(kinds(&drain(&mut machine)), ["journal manifest", "journal flush"]);
 }
