@@ -99,15 +99,18 @@ impl Poller {
             self.journal_read(position, write);
             return;
         }
-        let Some(index) = self.volume_index(write.volume) else {
-            self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
-            return;
-        };
+        let Some(index) = self.volume_index(write.volume) else { return self.refuse(&write) };
         let volume = &self.volumes[index];
-        let Some(channel) = &volume.channel else {
-            self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
-            return;
+        let Some(channel) = &volume.channel else { return self.refuse(&write) };
+        let bytes = write.extent.blocks as usize * volume.block_bytes as usize;
+        let payload = match write.payload {
+            PayloadAt::Buf(buf) => Some(IoBuf::of_payload(&self.arena, buf, bytes)),
+            _ => write.read_back.and_then(|slot| self.read_back.memory(slot, bytes)),
         };
+        if write.kind == UpdateKind::Write && payload.is_none() {
+            debug_assert!(false, "a write has its payload in memory");
+            return self.refuse(&write);
+        }
         let meaning = if let Some(slot) = write.read_back {
             IoContext::ReadBack { token: write.token, slot }
         } else if write.fua && volume.write_cache {
@@ -117,11 +120,6 @@ impl Poller {
         };
         let context = self.contexts.insert(meaning);
         let (lba, blocks) = (write.extent.lba, u64::from(write.extent.blocks));
-        let bytes = write.extent.blocks as usize * volume.block_bytes as usize;
-        let payload = match write.payload {
-            PayloadAt::Buf(buf) => Some(IoBuf::of_payload(&self.arena, buf, bytes)),
-            _ => write.read_back.and_then(|slot| self.read_back.memory(slot, bytes)),
-        };
         let result = match (write.kind, payload) {
             (UpdateKind::Write, Some(payload)) => channel.write(payload, lba, context),
             (UpdateKind::Deallocate, _) if volume.unmap => channel.unmap(lba, blocks, context),
@@ -135,12 +133,18 @@ impl Poller {
             }
             Err(Submit::Refused(_)) => {
                 self.contexts.remove(context);
-                if let Some(slot) = write.read_back {
-                    self.read_back.give_back(slot);
-                }
-                self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
+                self.refuse(&write);
             }
         }
+    }
+
+    /// The write cannot be handed to its volume.
+    #[cold]
+    fn refuse(&mut self, write: &BlockWrite) {
+        if let Some(slot) = write.read_back {
+            self.read_back.give_back(slot);
+        }
+        self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
     }
 
     pub(super) fn flush_volume(&mut self, id: VolumeId, token: Token) {
