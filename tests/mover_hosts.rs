@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use setline::spdk::address::Address;
-use setline::spdk::env::{Env, EnvConfig};
 use setline::spdk::nvme::Controller;
 use setline::spdk::queue::LocalQueues;
 use spdk_support::exercise::Host;
@@ -153,13 +152,7 @@ fn address(id: &str) -> Address {
 /// The host's side: every command, on every volume.
 fn host(role: &str) {
     let (id, nqn) = role.split_once('\n').unwrap();
-    let env = Env::init(&EnvConfig {
-        name: "host".into(),
-        hugepage_mib: 64,
-        no_pci: true,
-        ..EnvConfig::default()
-    })
-    .expect("hugepages are reserved (scripts/setup)");
+    let env = spdk_support::env("host", 64);
     let queues = LocalQueues::install(256).unwrap();
     let controller = Controller::connect(&address(id), Some(nqn), None).unwrap();
     let identity = controller.identity();

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use setline::spdk::address::Address;
-use setline::spdk::env::{Env, EnvConfig};
 use setline::spdk::nvme::Controller;
 use setline::spdk::queue::LocalQueues;
 use spdk_support::exercise::Host;
@@ -46,13 +45,7 @@ fn host(address: &str) {
         Ok(socket) => Address::Tcp(socket),
         Err(_) => Address::VfioUser(PathBuf::from(address)),
     };
-    let env = Env::init(&EnvConfig {
-        name: "host".into(),
-        hugepage_mib: 64,
-        no_pci: true,
-        ..EnvConfig::default()
-    })
-    .expect("hugepages are reserved (scripts/setup)");
+    let env = spdk_support::env("host", 64);
     let queues = LocalQueues::install(256).unwrap();
     let controller = Controller::connect(&address, Some(NQN), None).unwrap();
     let identity = controller.identity();

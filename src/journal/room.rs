@@ -3,9 +3,9 @@
 //!
 //! Room is made by applying sets, and applying takes room itself. Up to half of the log is a buffer
 //! for sets that wait to be applied. Beyond, the journal is *scarce*: only the set that is applied
-//! next may come in, and what is retired on the way. The other half must therefore hold one whole
-//! set, which is at most what the primary site's arenas hold. Of it, an eighth of the log is for
-//! manifests and marks alone.
+//! next is committed, and what is not committed the primary keeps. The other half must therefore
+//! hold what the primary site's arenas hold. Of it, an eighth of the log is for manifests and marks
+//! alone.
 
 use super::JournalPos;
 

@@ -34,6 +34,12 @@ pub(crate) const VOLUME_BYTES: u64 = 64 << 20;
 /// The subsystem's name.
 pub(crate) const NQN: &str = "nqn.2026-11.io.example:test";
 
+/// SPDK's and DPDK's environment of this process, with so much memory in hugepages. Once a process.
+pub(crate) fn env(name: &str, hugepage_mib: u32) -> Env {
+    Env::init(&EnvConfig { name: name.into(), hugepage_mib, no_pci: true, ..EnvConfig::default() })
+        .expect("hugepages are reserved (scripts/setup)")
+}
+
 /// One of SPDK's own programs.
 pub(crate) fn spdk_program(name: &str) -> Command {
     Command::new(format!("{}/{name}", env!("SETLINE_SPDK_BIN")))
@@ -58,13 +64,7 @@ const BLOCK_BYTES: [u32; 2] = [4096, 512];
 impl Site {
     /// Starts it; files and sockets go to `dir`.
     pub(crate) fn start(dir: &Path) -> Self {
-        let env = Env::init(&EnvConfig {
-            name: "test".into(),
-            hugepage_mib: 512,
-            no_pci: true,
-            ..EnvConfig::default()
-        })
-        .expect("hugepages are reserved (scripts/setup)");
+        let env = env("test", 512);
         let app = Thread::create("app").unwrap();
         let pump = &mut || {
             app.poll(tsc_now());
