@@ -139,9 +139,18 @@ impl Cluster {
         &mut self,
         pump: &mut dyn FnMut(),
     ) -> Result<Box<PollerSnapshot>, String> {
+        self.snapshot_of(0, pump)
+    }
+
+    /// What the poller of the member at `index` knows of itself; 0 is the primary's.
+    fn snapshot_of(
+        &mut self,
+        index: usize,
+        pump: &mut dyn FnMut(),
+    ) -> Result<Box<PollerSnapshot>, String> {
         let (reply, answer) = bounded(1);
         let Self { members, ports, clock } = self;
-        let member = &members[0];
+        let member = &members[index];
         member
             .requests
             .send_timeout(ToPoller::Snapshot { reply }, Duration::from_secs(2))
@@ -161,6 +170,24 @@ impl Cluster {
                 Err(_) => {}
             }
         }
+    }
+
+    /// p50, p99 and the longest hold at boundaries since the last question, in nanoseconds, at the
+    /// mover that held longest: the coordinator's own shard switches last and hardly holds.
+    pub(crate) fn holds(&mut self, pump: &mut dyn FnMut()) -> Result<Option<[f64; 3]>, String> {
+        let mut worst: Option<[f64; 3]> = None;
+        for index in 0..self.members.len() {
+            let hold = self.snapshot_of(index, pump)?.hold_ns;
+            if !hold.is_empty() {
+                let at = |q| hold.value_at_quantile(q) as f64;
+                let here = [at(0.5), at(0.99), hold.max() as f64];
+                worst = Some(match worst {
+                    Some(worst) if worst[1] >= here[1] => worst,
+                    _ => here,
+                });
+            }
+        }
+        Ok(worst)
     }
 
     /// Waits until the volume takes writes: the first set is open.

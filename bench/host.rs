@@ -101,9 +101,11 @@ impl Host {
                 let mut before = None;
                 let thread = cluster.thread().clone();
                 let mut measured = measure(&thread, config, length, &mut pump, |pump| {
+                    cluster.holds(pump)?;
                     before = Some(cluster.snapshot(pump)?);
                     Ok(())
                 })?;
+                measured.hold_ns = cluster.holds(&mut pump)?;
                 let after = cluster.snapshot(&mut pump)?;
                 if let Some(before) = before {
                     let updates = |s: &setline::runtime::messages::PollerSnapshot| {
@@ -112,10 +114,6 @@ impl Host {
                     let count = updates(&after) - updates(&before);
                     let busy = after.busy_cycles - before.busy_cycles;
                     measured.cycles_per_update = Some(busy as f64 / count.max(1) as f64);
-                }
-                if !after.hold_ns.is_empty() {
-                    let at = |q| after.hold_ns.value_at_quantile(q) as f64;
-                    measured.hold_ns = Some([at(0.5), at(0.99), after.hold_ns.max() as f64]);
                 }
                 rounds.push(measured);
             }

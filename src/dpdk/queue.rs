@@ -127,6 +127,8 @@ pub struct Queue {
     neighbours: Arc<Neighbours>,
     targets: Vec<Target>,
     received: [*mut sys::rte_mbuf; BURST],
+    /// So many frames at the start of `received` are for the next call: messages went before them.
+    held: usize,
     /// Frames `waiting[sent_to..filled_to]` are to be sent.
     waiting: [*mut sys::rte_mbuf; WAITING_MAX],
     sent_to: usize,
@@ -153,6 +155,7 @@ impl Queue {
             neighbours: Arc::clone(&port.neighbours),
             targets: Vec::new(),
             received: [null_mut(); BURST],
+            held: 0,
             waiting: [null_mut(); WAITING_MAX],
             sent_to: 0,
             filled_to: 0,
@@ -190,7 +193,38 @@ impl Queue {
     /// Takes one burst from the device and hands every packet for this mover to `each`, also
     /// those for sibling pollers (`info().dst.poller`), which `each` keeps and passes on. Answers
     /// ARP. Says how many frames there were: with [`Queue::BURST`] there may be more.
+    ///
+    /// Control messages overtake records: of a burst that has some, only these are handed out,
+    /// and the rest by the next call, so that they can be answered in between. Links deliver in
+    /// any order anyway.
     pub fn receive(&mut self, now: Nanos, mut each: impl FnMut(&mut Received<'_>)) -> usize {
+        let held = core::mem::take(&mut self.held);
+        let count = if held > 0 { held } else { self.burst() };
+        if count == 0 {
+            return 0;
+        }
+        if held == 0 && self.received[..count].iter().any(|frame| is_message(*frame)) {
+            for at in 0..count {
+                if is_message(self.received[at]) {
+                    self.take_in(now, at, &mut each);
+                    mbuf::free(&mut self.received[at..=at]);
+                } else {
+                    self.received.swap(self.held, at);
+                    self.held += 1;
+                }
+            }
+            return count;
+        }
+        for at in 0..count {
+            self.take_in(now, at, &mut each);
+        }
+        mbuf::free(&mut self.received[..count]);
+        count
+    }
+
+    /// Fills `received` from the device.
+    #[inline]
+    fn burst(&mut self) -> usize {
         if !self.gate.enter(&self.port.running) {
             return 0;
         }
@@ -205,29 +239,28 @@ impl Queue {
         };
         self.gate.leave();
         let count = usize::from(count);
-        if count == 0 {
-            return 0;
-        }
         for frame in &self.received[..count] {
             mbuf::prefetch_fields(*frame);
         }
         self.counters.received += count as u64;
-        for at in 0..count {
-            let Some(frame) = NonNull::new(self.received[at]) else { continue };
-            // SAFETY: a frame that the device just handed over; it is given back after the loop.
-            let Some((first, second, len)) = (unsafe { mbuf::pieces(frame) }) else {
-                self.counters.scattered += 1;
-                continue;
-            };
-            self.counters.received_bytes += len as u64;
-            if let Some((info, offset)) = self.examine(now, first, len) {
-                let (head, tail) = split(first, second, offset, usize::from(info.payload_len));
-                let frame = &mut self.received[at];
-                each(&mut Received { info, frame, head, tail, offset });
-            }
-        }
-        mbuf::free(&mut self.received[..count]);
         count
+    }
+
+    /// Hands the packet in the frame at `at` of `received` to `each`, if it is one for this mover.
+    #[inline]
+    fn take_in(&mut self, now: Nanos, at: usize, each: &mut impl FnMut(&mut Received<'_>)) {
+        let Some(frame) = NonNull::new(self.received[at]) else { return };
+        // SAFETY: a frame that the device handed over; it is given back after this.
+        let Some((first, second, len)) = (unsafe { mbuf::pieces(frame) }) else {
+            self.counters.scattered += 1;
+            return;
+        };
+        self.counters.received_bytes += len as u64;
+        if let Some((info, offset)) = self.examine(now, first, len) {
+            let (head, tail) = split(first, second, offset, usize::from(info.payload_len));
+            let frame = &mut self.received[at];
+            each(&mut Received { info, frame, head, tail, offset });
+        }
     }
 
     /// Frames that one call of [`Queue::receive`] takes at most.
@@ -505,8 +538,19 @@ fn template_len(targets: &[Target], to: Destination) -> usize {
     targets[usize::from(to.0)].header.len()
 }
 
+/// Whether a received frame looks like a control message. A hint: the frame is examined later.
+#[inline]
+fn is_message(frame: *mut sys::rte_mbuf) -> bool {
+    NonNull::new(frame).is_some_and(|mbuf| {
+        // SAFETY: a frame that the device handed over and nobody has given back.
+        let first = unsafe { mbuf::pieces(mbuf) }.map_or(&[][..], |(first, ..)| first);
+        PacketHeader::looks_like_message(frame::peek(first))
+    })
+}
+
 impl Drop for Queue {
     fn drop(&mut self) {
+        mbuf::free(&mut self.received[..self.held]);
         self.give_up();
         self.headers.give_back();
         self.references.give_back();

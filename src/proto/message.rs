@@ -145,6 +145,15 @@ pub enum Message {
     },
 }
 
+impl Message {
+    /// Whether acknowledgements are held until it arrives (invariant 5).
+    #[inline]
+    #[must_use]
+    pub const fn is_of_boundary(&self) -> bool {
+        matches!(self, Self::Prepare { .. } | Self::Prepared { .. } | Self::Release { .. })
+    }
+}
+
 /// Why a group can form no sets until it is resynchronised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]

@@ -208,6 +208,19 @@ impl Node {
         }
     }
 
+    /// Whether a boundary is under way in which this poller holds acknowledgements or is waited
+    /// for: a turn should be short.
+    #[inline]
+    #[must_use]
+    pub fn is_at_boundary(&self) -> bool {
+        match &self.machines {
+            Machines::Primary { shard, boundary } => {
+                shard.is_holding() || boundary.as_ref().is_some_and(Boundary::is_preparing)
+            }
+            Machines::Secondary(_) => false,
+        }
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Nanos) {
         match &mut self.machines {
@@ -237,8 +250,10 @@ impl Node {
     pub fn poll_command(&mut self, now: Nanos) -> Option<Command> {
         loop {
             let command = match &mut self.machines {
+                // A boundary does not wait for the writes that the shard wants done.
                 Machines::Primary { shard, boundary } => {
-                    shard.poll_command().or_else(|| boundary.as_mut()?.poll_command())
+                    let first = boundary.as_mut().and_then(Boundary::poll_command);
+                    first.or_else(|| shard.poll_command())
                 }
                 Machines::Secondary(machines) => return machines.poll_command(),
             };

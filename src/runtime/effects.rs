@@ -54,7 +54,15 @@ impl Poller {
                 }
                 Command::CompleteHost { tag, status } => self.complete_tag(tag, status),
                 Command::Free { buf } => self.free(buf),
-                Command::Send { to, message } => self.send(to, message),
+                Command::Send { to, message } => {
+                    let urgent = message.is_of_boundary();
+                    self.send(to, message);
+                    if urgent {
+                        // Acknowledgements are held until it is answered: it does not wait for
+                        // the end of the turn.
+                        count += self.transmit();
+                    }
+                }
                 Command::Flush { volume, token } => self.flush_volume(volume, token),
                 Command::Journal { entry, token } => self.journal_append(entry, token),
                 Command::JournalFlush { token } => self.journal_flush(token),

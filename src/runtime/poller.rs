@@ -37,6 +37,9 @@ pub(super) use super::contexts::{IoContext, IoContexts};
 
 /// Turns between looks at the control thread's requests and at the siblings' overflow.
 const CONTROL_TURNS: u64 = 16;
+/// Host commands taken in per turn while a boundary is under way: a copy of 4 KiB takes most of a
+/// microsecond, and the boundary's messages wait for the end of the turn.
+const BOUNDARY_ARRIVALS: usize = 4;
 /// How long a stopping poller waits for its block device requests, in nanoseconds.
 const STOP_NS: u64 = 10_000_000_000;
 
@@ -370,8 +373,12 @@ impl Poller {
         }
         self.node.handle_timeout(self.now);
         work += self.run_commands();
-        while let Some(arrival) = queues.pop_arrival() {
+        let mut arrivals = if self.node.is_at_boundary() { BOUNDARY_ARRIVALS } else { usize::MAX };
+        while arrivals > 0
+            && let Some(arrival) = queues.pop_arrival()
+        {
             self.host_arrived(arrival.volume, arrival.io, self.cycles);
+            arrivals -= 1;
             work += 1;
         }
         work += self.retry_waiting();

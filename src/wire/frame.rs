@@ -118,6 +118,15 @@ pub enum FrameError {
     },
 }
 
+/// What follows the headers of a frame that a sender of this project made; unverified, for
+/// deciding which frames to look at first.
+#[inline]
+#[must_use]
+pub fn peek(bytes: &[u8]) -> &[u8] {
+    let tagged = bytes.get(12..14) == Some(&TYPE_TAG);
+    bytes.get(FRAME_HEADER_BYTES_MAX - if tagged { 0 } else { TAG_BYTES }..).unwrap_or_default()
+}
+
 /// Reads the headers of a frame of `frame_len` bytes, of which `bytes` are the first: the whole,
 /// or at least all headers.
 ///

@@ -239,6 +239,14 @@ pub enum PacketError {
 }
 
 impl PacketHeader {
+    /// Whether bytes that begin with a packet header are, unverified, a control message: for
+    /// deciding what to look at first.
+    #[inline]
+    #[must_use]
+    pub fn looks_like_message(bytes: &[u8]) -> bool {
+        bytes.get(core::mem::offset_of!(Self, kind)) == Some(&KIND_MESSAGE)
+    }
+
     /// The header that says `info`, with its checksum.
     #[must_use]
     #[inline]

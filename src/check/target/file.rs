@@ -3,6 +3,10 @@
 //! Some threads do blocking I/O; a slot's buffer travels to one of them and back
 //! with its command, so nothing is shared. It is not meant to be fast: it lets
 //! anything with a block device node be checked, NVMe or not.
+//!
+//! NVMe promises that a block is read whole or not at all beside a write of it (NVM Command Set
+//! Specification 1.0, section 2.1.4, AWUN); a kernel's page cache does not. So a read waits for the
+//! writes to its volume that are under way here, and keeps off others meanwhile.
 
 use super::{Completion, Full, Geometry, NoMemory, Op, Request, Status, Target};
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -11,7 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Direct I/O wants buffers aligned to the device's block size; no larger one is in use.
 const ALIGNMENT: usize = 4096;
@@ -55,6 +59,13 @@ pub struct FileTarget {
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
+/// A file, and what keeps reads of it apart from writes: changes share the lock, reads do not.
+#[derive(Debug)]
+struct Volume {
+    file: File,
+    order: RwLock<()>,
+}
+
 #[derive(Debug)]
 struct Job {
     slot: u32,
@@ -79,9 +90,9 @@ impl FileTarget {
                 .map_err(failed)?;
             let bytes = file.seek(io::SeekFrom::End(0)).map_err(failed)?;
             volume_blocks.push(bytes / u64::from(options.block_bytes));
-            files.push(file);
+            files.push(Volume { file, order: RwLock::new(()) });
         }
-        let files: Arc<[File]> = files.into();
+        let files: Arc<[Volume]> = files.into();
         let (jobs, queue) = unbounded::<Job>();
         let (done, ended) = unbounded();
         let mut threads = Vec::new();
@@ -163,12 +174,19 @@ impl Target for FileTarget {
     }
 }
 
-fn execute(files: &[File], block_bytes: u32, request: Request, buffer: &mut [u8]) -> Status {
+fn execute(files: &[Volume], block_bytes: u32, request: Request, buffer: &mut [u8]) -> Status {
     let size = u64::from(block_bytes);
     let (offset, bytes) = (request.first * size, u64::from(request.blocks) * size);
-    let Some(file) = files.get(usize::from(request.volume)) else {
+    let Some(Volume { file, order }) = files.get(usize::from(request.volume)) else {
         return Status::Nvme { sct: 0, sc: 0x0b, dnr: true };
     };
+    // It guards no data, so a thread that panicked with it has spoilt nothing.
+    let (_changes, _reads);
+    match request.op {
+        Op::Read | Op::Compare => _reads = order.write().unwrap_or_else(PoisonError::into_inner),
+        Op::Flush => {}
+        _ => _changes = order.read().unwrap_or_else(PoisonError::into_inner),
+    }
     let result = match request.op {
         Op::Read => file.read_exact_at(&mut buffer[..bytes as usize], offset),
         Op::Write => file.write_all_at(&buffer[..bytes as usize], offset),

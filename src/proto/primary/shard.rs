@@ -536,6 +536,13 @@ impl PrimaryShard {
         index
     }
 
+    /// Whether acknowledgements of a group are held at a boundary.
+    #[inline]
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.groups.iter().any(|group| group.sets.open().is_some_and(|open| !open.released))
+    }
+
     /// Switches to `set` and holds it (invariant 5). A repeated word changes nothing but is
     /// answered, since the answer may have been lost with a restart.
     fn prepare(&mut self, now: Nanos, id: GroupId, set: SetId, map_version: MapVersion) {

@@ -9,13 +9,19 @@
 //!
 //! Periods are policy and come from the control thread. Membership is fixed for an epoch.
 
+mod set;
+mod view;
+
+pub use view::CoordinatorView;
+
 use super::command::{Command, Report, SetState};
 use super::limits::OPEN_SETS_MAX;
-use super::message::{BrokenReason, FactsAssembly, FactsPart, Message, VolumeFacts};
+use super::message::{BrokenReason, FactsPart, Message, VolumeFacts};
 use super::sabotage::Sabotage;
 use super::types::{Epoch, GroupId, MapVersion, Nanos, SetId, ShardId};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use set::Set;
 
 /// What the engine is told at launch.
 #[derive(Clone, Debug)]
@@ -51,18 +57,6 @@ pub struct BoundaryGroup {
     pub first_set: SetId,
 }
 
-/// A set from its opening to its application.
-#[derive(Debug)]
-struct Set {
-    id: SetId,
-    cut_time_ns: u64,
-    /// By index of the shard; taken once all parts are there.
-    closed: Vec<Option<FactsAssembly>>,
-    waiting: usize,
-    facts: Vec<VolumeFacts>,
-    state: SetState,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     /// Not all shards have said what they know.
@@ -96,33 +90,6 @@ struct Group {
     broken: Option<BrokenReason>,
     boundaries: u64,
     delayed: u64,
-}
-
-/// A group as the coordinator sees it, for status.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CoordinatorView {
-    /// The group.
-    pub id: GroupId,
-    /// Its period in nanoseconds.
-    pub period_ns: u64,
-    /// The open set; 0 before the first boundary.
-    pub open: SetId,
-    /// Whether a boundary is under way, and since when.
-    pub preparing_since: Option<Nanos>,
-    /// Shards that have not answered what the engine waits for.
-    pub waiting_for: Vec<ShardId>,
-    /// The last set the secondary confirmed.
-    pub confirmed: SetId,
-    /// The last set the secondary applied.
-    pub applied: SetId,
-    /// Sets between open and confirmed: id, state, when cut (0: not yet).
-    pub sets: Vec<(SetId, SetState, u64)>,
-    /// Whether it can form no sets.
-    pub broken: Option<BrokenReason>,
-    /// Boundaries done since launch.
-    pub boundaries: u64,
-    /// Boundaries put off because too many sets were not confirmed.
-    pub delayed: u64,
 }
 
 /// The engine. Owned by one poller.
@@ -212,6 +179,13 @@ impl Boundary {
         }
     }
 
+    /// Whether shards of any group are switching: an answer to this engine should not wait.
+    #[inline]
+    #[must_use]
+    pub fn is_preparing(&self) -> bool {
+        self.groups.iter().any(|group| group.phase == Phase::Preparing)
+    }
+
     /// Sets the period of a group (F2); the open set ends one period after it began, or at once
     /// when that is past. False when the group is unknown.
     pub fn set_period(&mut self, now: Nanos, id: GroupId, period_ns: u64) -> bool {
@@ -276,7 +250,27 @@ impl Boundary {
             self.commands.push_back(Command::Report(report));
         }
         let message = Message::Prepare { group: group.id, set, map_version: self.map_version };
-        self.tell_shards(&message);
+        // The shard beside this engine needs no round trip: it switches last, and holds nothing
+        // while the others are asked.
+        for to in self.shards.iter().filter(|shard| **shard != self.me) {
+            self.commands.push_back(Command::Send { to: *to, message: message.clone() });
+        }
+        self.prepare_here(index);
+    }
+
+    /// Has the shard of this poller switch once all the others have.
+    fn prepare_here(&mut self, index: usize) {
+        let group = &self.groups[index];
+        let mut others =
+            self.shards.iter().zip(&group.prepared).filter(|(shard, _)| **shard != self.me);
+        if others.clone().count() < self.shards.len() && others.all(|(_, prepared)| *prepared) {
+            let message = Message::Prepare {
+                group: group.id,
+                set: group.open,
+                map_version: self.map_version,
+            };
+            self.commands.push_back(Command::Send { to: self.me, message });
+        }
     }
 
     fn tell_shards(&mut self, message: &Message) {
@@ -392,6 +386,7 @@ impl Boundary {
         group.prepared[shard] = true;
         let hasty = self.sabotage.is(Sabotage::ReleaseOnFirstPrepared);
         if !hasty && !group.prepared.iter().all(|p| *p) {
+            self.prepare_here(index);
             return;
         }
         group.phase = Phase::Open;
@@ -561,63 +556,5 @@ impl Boundary {
     /// The next thing to do, in order.
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
-    }
-
-    /// The groups, for status.
-    #[must_use]
-    pub fn view(&self) -> Vec<CoordinatorView> {
-        self.groups.iter().map(|group| self.view_of(group)).collect()
-    }
-
-    fn view_of(&self, group: &Group) -> CoordinatorView {
-        let missing = |index: usize| match group.phase {
-            Phase::Gathering => group.greeted[index].is_none(),
-            Phase::Preparing => !group.prepared[index],
-            Phase::Open => false,
-        };
-        let all = self.shards.iter().enumerate();
-        CoordinatorView {
-            id: group.id,
-            period_ns: group.period_ns,
-            open: group.open,
-            preparing_since: (group.phase == Phase::Preparing).then_some(group.began_at),
-            waiting_for: all.filter(|(index, _)| missing(*index)).map(|(_, s)| *s).collect(),
-            confirmed: group.confirmed,
-            applied: group.applied,
-            sets: group.sets.iter().map(|s| (s.id, s.state, s.cut_time_ns)).collect(),
-            broken: group.broken,
-            boundaries: group.boundaries,
-            delayed: group.delayed,
-        }
-    }
-}
-
-impl Set {
-    fn new(id: SetId, shards: usize) -> Self {
-        Self {
-            id,
-            cut_time_ns: 0,
-            closed: (0..shards).map(|_| Some(FactsAssembly::default())).collect(),
-            waiting: shards,
-            facts: Vec::new(),
-            state: SetState::Forming,
-        }
-    }
-
-    fn add(&mut self, shard: usize, part: FactsPart) {
-        let Some(assembly) = self.closed[shard].as_mut() else { return };
-        if assembly.add(part)
-            && let Some(assembly) = self.closed[shard].take()
-        {
-            self.facts.extend(assembly.into_facts());
-            self.waiting -= 1;
-        }
-    }
-
-    /// The shard has nothing in this set.
-    fn without(&mut self, shard: usize) {
-        if self.closed[shard].take().is_some() {
-            self.waiting -= 1;
-        }
     }
 }
