@@ -5,17 +5,13 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod lab_support;
+
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-/// Labs share hugepages and cores: one after the other.
-static ONE_LAB: Mutex<()> = Mutex::new(());
-
-fn one_lab() -> MutexGuard<'static, ()> {
-    ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use lab_support::one_lab;
 
 /// Runs a lab and returns its report, which must say that all is well.
 fn passes(arguments: &str) -> Value {

@@ -6,14 +6,15 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+mod lab_support;
 mod spdk_support;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use lab_support::one_lab;
 use serde_json::Value;
 use setline::spdk::address::Address;
 use setline::spdk::nvme::Controller;
@@ -23,9 +24,6 @@ use spdk_support::spdk_program;
 
 /// Set in the process that is the host: the target's address, and its subsystem.
 const ROLE: &str = "SETLINE_TEST_MOVER";
-
-/// Labs share hugepages and cores: one after the other.
-static ONE_LAB: Mutex<()> = Mutex::new(());
 
 /// A standing lab, taken down when it goes.
 struct Lab {
@@ -174,7 +172,7 @@ fn every_command(test: &str, arguments: &str) {
     if let Ok(role) = std::env::var(ROLE) {
         return host(&role);
     }
-    let _alone = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = one_lab();
     let lab = Lab::up(test, &format!("--primary 2 --secondary 1 --volumes 2 {arguments}"));
     for id in &lab.ids {
         host_process(test, id, &lab.nqn);
@@ -224,7 +222,7 @@ fn stock_clients(id: &str) {
 
 #[test]
 fn stock_clients_and_verified_mixed_sizes_work_against_a_lab() {
-    let _alone = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = one_lab();
     for transport in ["vfio-user", "tcp"] {
         let shape = format!("--primary 2 --secondary 1 --volumes 2 --transport {transport}");
         let lab = Lab::up(&format!("stock-{transport}"), &shape);

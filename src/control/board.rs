@@ -58,6 +58,27 @@ pub struct LinkBoard {
     pub since: Nanos,
 }
 
+/// A set number that only grows, and its pace.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Advance {
+    /// The set; 0 before the first.
+    pub set: SetId,
+    /// Since when it is that one.
+    pub since: Nanos,
+    /// How long it was the one before, nanoseconds; 0 when there was none.
+    pub took_ns: u64,
+}
+
+impl Advance {
+    fn to(&mut self, set: SetId, at: Nanos) {
+        if set > self.set {
+            let first = self.set == SetId(0);
+            let took_ns = if first { 0 } else { at.since(self.since) };
+            *self = Self { set, since: at, took_ns };
+        }
+    }
+}
+
 /// One group.
 #[derive(Debug)]
 pub struct GroupBoard {
@@ -75,6 +96,8 @@ pub struct GroupBoard {
     pub secondary: Option<SecondaryCoordinatorView>,
     /// What the secondary shards of this mover say, one per shard.
     pub secondary_shards: BTreeMap<ShardId, SecondaryGroupView>,
+    /// The last set that all of them have stored; how it came about.
+    pub shards_stored: Advance,
     /// The period in force, as far as this mover knows; nanoseconds.
     pub period_ns: u64,
     /// The open set; 0 before the first.
@@ -245,6 +268,7 @@ impl Board {
         for view in snapshot.secondary.iter().flatten() {
             if let Some(group) = self.group_mut(view.id) {
                 group.secondary_shards.insert(snapshot.shard, *view);
+                group.shards_stored.to(group.stored_by_shards(), at);
                 if group.secondary.is_none() {
                     // Away from the coordinator: what is applied here.
                     let applied = group.secondary_shards.values().map(|view| view.applied).min();
@@ -350,6 +374,7 @@ impl GroupBoard {
             coordinator: None,
             secondary: None,
             secondary_shards: BTreeMap::new(),
+            shards_stored: Advance::default(),
             period_ns: group.period_ms.saturating_mul(1_000_000),
             open: SetId(0),
             open_since: Nanos(0),
@@ -413,6 +438,12 @@ impl GroupBoard {
         if role == Role::Secondary {
             self.count(&news);
         }
+    }
+
+    /// The last set that all secondary shards of this mover have stored; 0 where there is none.
+    #[must_use]
+    pub fn stored_by_shards(&self) -> SetId {
+        self.secondary_shards.values().map(|view| view.stored).min().unwrap_or(SetId(0))
     }
 
     /// What is known from before this start: not news.

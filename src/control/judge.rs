@@ -181,13 +181,16 @@ impl Evidence<'_> {
         if group.stored() == SetId(0) {
             return sick(GroupState::InitialCopy, "no set has been received yet".to_owned());
         }
-        // Only the coordinator hears of every commit; others see their own shards' sets.
-        if group.secondary.is_some() {
-            let still = self.now.since(group.confirmed_since);
-            if still > still_ns(group) {
-                let reason = format!("no further set was committed for {}", span(still));
-                return sick(GroupState::Buffering, reason);
-            }
+        // Only the coordinator hears of every commit. Others see their own shards' sets, and every
+        // shard stores every set.
+        let (what, since) = match group.secondary {
+            Some(_) => ("committed", group.confirmed_since),
+            None => ("stored here", group.shards_stored.since),
+        };
+        let still = self.now.since(since);
+        if still > still_ns(group) {
+            let reason = format!("no further set was {what} for {}", span(still));
+            return sick(GroupState::Buffering, reason);
         }
         if let Some(failure) = &group.apply_failure {
             return sick(GroupState::Consistent, format!("applying is held up: {failure}"));
@@ -301,8 +304,7 @@ impl GroupBoard {
     /// The newest set that this secondary mover is known to hold in full.
     #[must_use]
     pub fn stored(&self) -> SetId {
-        let shards = self.secondary_shards.values().map(|view| view.stored).min();
-        self.confirmed.max(shards.unwrap_or(SetId(0)))
+        self.confirmed.max(self.stored_by_shards())
     }
 }
 
@@ -311,7 +313,10 @@ impl GroupBoard {
 fn still_ns(group: &GroupBoard) -> u64 {
     let period = match group.coordinator {
         Some(_) => group.period_ns,
-        None => group.period_ns.max(longest_interval_ns(&group.history)),
+        None => {
+            let seen_ns = longest_interval_ns(&group.history).max(group.shards_stored.took_ns);
+            group.period_ns.max(seen_ns)
+        }
     };
     period.saturating_mul(3).max(STILL_NS_MIN)
 }

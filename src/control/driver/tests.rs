@@ -2,10 +2,13 @@ use super::*;
 use crate::control::model::{ApplyState, GroupStatus, SetInfo, Status};
 use crate::control::store::{Former, StoreIdentity};
 use crate::proto::boundary::CoordinatorView;
-use crate::proto::command::SetState;
+use crate::proto::command::{Report, SetState};
+use crate::proto::message::BrokenReason;
 use crate::proto::primary::{GroupView, PrimaryCounters};
 use crate::proto::types::SetId;
-use crate::runtime::messages::{LinkView, PrimarySnapshot, SecondaryCoordinatorView};
+use crate::runtime::messages::{
+    LinkView, PrimarySnapshot, SecondaryCoordinatorView, SecondaryGroupView,
+};
 use crate::runtime::plan::Start;
 use hdrhistogram::Histogram;
 
@@ -319,6 +322,37 @@ fn a_secondary_that_does_not_confirm_is_told_by_the_oldest_set_it_owes() {
     assert_eq!(group.state, GroupState::Buffering);
     assert!(group.reason.contains("set 3 was cut"), "{}", group.reason);
     assert!(group.recovery_point_ms.unwrap() > 3000.0);
+}
+
+#[test]
+fn a_secondary_mover_that_does_not_coordinate_tells_that_nothing_more_comes() {
+    let mut bench = Bench::new(mover("s1", 2));
+    // As if another mover coordinated.
+    bench.snapshot.secondary_coordinator = None;
+    bench.run_ms(1000);
+    bench.driver.board.groups[0].secondary = None;
+    let stored = |bench: &mut Bench, set| {
+        let (stored, applied) = (SetId(set), SetId(set));
+        let view =
+            SecondaryGroupView { id: G, stored, applied, backlog_updates: 0, backlog_bytes: 0 };
+        bench.snapshot.secondary = Some(vec![view]);
+        bench.run_ms(1000);
+    };
+    let verdict =
+        |bench: &Bench| bench.driver.evidence(bench.now).group(&bench.driver.board.groups[0]);
+    for set in 7..10 {
+        stored(&mut bench, set);
+        assert!(verdict(&bench).healthy, "set {set}: {}", verdict(&bench).reason);
+    }
+    // Sets came every second, so two or three without one are no reason to worry yet.
+    bench.run_ms(1500);
+    assert!(verdict(&bench).healthy, "{}", verdict(&bench).reason);
+    bench.run_ms(1500);
+    let still = verdict(&bench);
+    assert_eq!((still.state, still.healthy), (GroupState::Buffering, false));
+    assert!(still.reason.contains("no further set was stored here"), "{}", still.reason);
+    stored(&mut bench, 10);
+    assert!(verdict(&bench).healthy, "{}", verdict(&bench).reason);
 }
 
 #[test]
