@@ -52,6 +52,12 @@ fn a_set_every_10_ms_over_tcp_with_512_byte_blocks() {
 }
 
 #[test]
+fn movers_with_two_pollers_each_replicate_over_the_links_of_every_pair() {
+    let report = passes("--seconds 5 --pollers 2 --check-every 1s");
+    assert!(report["sets_applied"].as_u64() >= Some(10), "{}", report["sets_applied"]);
+}
+
+#[test]
 fn secondary_movers_killed_singly_and_together_end_at_set_boundaries() {
     let report = passes("--seconds 10 --kill s1@2s --kill s2@4s --kill all-secondary@6s");
     assert_eq!(report["kills"].as_array().unwrap().len(), 3);
