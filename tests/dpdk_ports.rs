@@ -14,6 +14,7 @@ use setline::dpdk::{Kind, MemifRole, NextHop, Port, QueueCounters};
 use setline::spdk::env::{Env, EnvConfig};
 use setline::wire::frame::Mac;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -262,6 +263,26 @@ fn a_memif_server_survives_clients_that_are_gone_before_they_are_greeted() {
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
+    join(vec![spawn_memif(&path, "client", RECORDS, 1), server]);
+}
+
+#[test]
+fn a_memif_server_waits_until_its_predecessor_has_left_the_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("memif");
+    // Stands for a process that was killed and has not ended yet.
+    let predecessor = UnixListener::bind(&path).unwrap();
+    predecessor.set_nonblocking(true).unwrap();
+    let mut server = spawn_memif(&path, "server", RECORDS, 1);
+    let mut looked = 0;
+    while looked < 2 {
+        assert_eq!(server.try_wait().unwrap(), None, "it gave up after {looked} looks");
+        match predecessor.accept() {
+            Ok(_) => looked += 1,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    drop(predecessor);
     join(vec![spawn_memif(&path, "client", RECORDS, 1), server]);
 }
 

@@ -1,12 +1,48 @@
 //! What a start makes of what the store knew: where numbers and sets go on, and what was lost.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::store::{Boot, Former, ResyncMark, Store, StoreError};
+use super::store::{Boot, Former, ResyncMark, Store, StoreError, StoreIdentity};
 use crate::config::{Mover, Role};
 use crate::proto::message::BrokenReason;
 use crate::proto::types::{GroupId, Seq, SetId, VolumeId};
 use crate::runtime::plan::{Start, Topology};
+
+/// How often a store that is in use is tried again.
+const TRY_EVERY: Duration = Duration::from_millis(50);
+
+/// Opens the store as [`Store::open`] does, waiting at most `limit` while another process has it
+/// open: a mover that was killed gives its memory back before its files, and with gigabytes of it
+/// a supervisor is faster.
+///
+/// # Errors
+/// As [`Store::open`]; [`StoreError::InUse`] when the other process stays.
+pub fn open_store(
+    path: &Path,
+    identity: &StoreIdentity,
+    now_ms: u64,
+    limit: Duration,
+) -> Result<(Store, Boot), StoreError> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        match Store::open(path, identity, now_ms) {
+            Err(StoreError::InUse { path }) if begun.elapsed() < limit => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(
+                        store = %path.display(),
+                        "another process has the store open; waiting for it to end, {} s at most",
+                        limit.as_secs()
+                    );
+                }
+                std::thread::sleep(TRY_EVERY);
+            }
+            result => return result,
+        }
+    }
+}
 
 /// Judges how the former life ended, notes in the store which groups must be resynchronised
 /// because of it, and says where to go on. `boot` then has these groups too.
@@ -61,7 +97,6 @@ pub fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::store::StoreIdentity;
 
     fn mover(me: u16) -> Mover {
         let peer = 3 - me;
@@ -95,6 +130,22 @@ mod tests {
         let (mut store, mut boot) = Store::open(&path, &identity, 9000).unwrap();
         let start = resolve(mover, &mut boot, &mut store, 9000, 0).unwrap();
         (start, boot)
+    }
+
+    #[test]
+    fn a_start_waits_for_the_former_process_to_let_go_of_the_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let identity = StoreIdentity { site: "here".into(), mover: "p1".into(), id: 1 };
+        let (former, _) = Store::open(&path, &identity, 1).unwrap();
+        let refused = open_store(&path, &identity, 2, Duration::ZERO);
+        assert!(matches!(refused, Err(StoreError::InUse { .. })), "it does not wait for ever");
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(2 * TRY_EVERY);
+            drop(former);
+        });
+        open_store(&path, &identity, 3, Duration::from_secs(600)).unwrap();
+        ends.join().unwrap();
     }
 
     #[test]

@@ -56,6 +56,19 @@ pub enum DpdkError {
         /// Of what size.
         bytes: u16,
     },
+    /// Another process is the server of that memif, and stays.
+    #[error(
+        "port {port:?}: another process still listens at {socket:?} after {waited_s} s; is this \
+         mover running already, or one whose configuration names the same socket?"
+    )]
+    SocketTaken {
+        /// The port's name.
+        port: String,
+        /// The socket.
+        socket: String,
+        /// How long it was waited for, seconds.
+        waited_s: u64,
+    },
     /// Two ends of this ring are open already.
     #[error("port {port:?}: both ends of ring {ring:?} are taken")]
     RingTaken {

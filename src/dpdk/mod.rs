@@ -18,10 +18,12 @@ mod gate;
 mod interrupt;
 mod kind;
 mod mbuf;
+mod memif;
 mod neighbours;
 mod pool;
 mod port;
 mod queue;
+mod rings;
 
 pub use error::DpdkError;
 pub use external::{External, Region, Ticket};

@@ -1,24 +1,21 @@
 //! Opening and closing ports: devices, queues, buffers.
 
-use super::error::{DpdkError, check, failed, last_errno, text};
-use super::gate::{Ended, Gate, wait_for_pollers};
+use super::error::{DpdkError, check, text};
+use super::gate::{Gate, wait_for_pollers};
 use super::interrupt::on_interrupt_thread;
-use super::kind::{Kind, MemifRole, RING_DESCRIPTORS};
+use super::kind::{Kind, MemifRole};
+use super::memif::{Client, Served};
 use super::neighbours::{Neighbours, NextHop};
 use super::pool::Pool;
 use super::queue::Queue;
+use super::rings::{close_ring, create_ring};
 use super::sys;
 use crate::proto::types::Nanos;
 use crate::wire::frame::{Mac, Station};
-use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::io::ErrorKind;
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::ptr::null_mut;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// What a port is to be.
@@ -61,22 +58,6 @@ pub struct Port {
     client: Option<Client>,
 }
 
-/// A memif client connects when it is started, and only then. It is started again when its
-/// connection has ended, and not before: neither a link that is down nor time that has passed
-/// says so. While the driver's thread takes a connection apart the device must be left alone, and
-/// a handshake that is slow gets no faster by beginning anew.
-struct Client {
-    server: PathBuf,
-    ended: Ended,
-    /// The count of ended connections before the present one.
-    ended_before: u32,
-    /// When to look for the server again.
-    try_at: Nanos,
-}
-
-/// How often a memif client looks for a server to connect to.
-const SERVER_AGAIN_NS: u64 = 50_000_000;
-
 /// How long clients that have just connected to a server that closes have to be answered.
 const LAST_CLIENTS: Duration = Duration::from_millis(20);
 
@@ -108,30 +89,13 @@ enum Device {
     /// Such a device that its peers may connect to, and disconnect from, while it is undone.
     Memif {
         name: CString,
-        /// The socket that it made.
-        server: Option<PathBuf>,
+        /// The socket that it made, as server.
+        server: Option<Served>,
     },
     /// One end of this ring.
     Ring(String),
 }
 
-/// A pair of ring ports of this process: the rings of both directions, per queue.
-struct RingPair {
-    there: Vec<RingPtr>,
-    back: Vec<RingPtr>,
-    /// Ends opened so far, closed ones included: an end cannot be opened again alone, because it
-    /// would receive what its predecessor was sent.
-    opened: u8,
-    open: u8,
-}
-
-#[derive(Clone, Copy)]
-struct RingPtr(*mut sys::rte_ring);
-
-// SAFETY: DPDK's rings are made to be used by two threads; the pointer is only passed on.
-unsafe impl Send for RingPtr {}
-
-static RINGS: Mutex<BTreeMap<String, RingPair>> = Mutex::new(BTreeMap::new());
 /// Distinguishes devices and pools of one process.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
@@ -142,11 +106,13 @@ impl Port {
     /// See [`DpdkError`]; whatever was made before the failure has been undone.
     pub fn open(spec: &PortSpec, network: &Network) -> Result<Self, DpdkError> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        if let Kind::Memif { socket, role: MemifRole::Server, .. } = &spec.kind {
-            remove_if_stale(socket);
-        }
         let (id, device) = create(spec, serial)?;
-        let client = Client::new(spec, &device);
+        let client = match (&spec.kind, &device) {
+            (Kind::Memif { socket, .. }, Device::Memif { name, server: None }) => {
+                Client::new(socket, name)
+            }
+            _ => None,
+        };
         match start(spec, network, serial, id, device) {
             Ok(shared) => {
                 tracing::info!(
@@ -184,13 +150,9 @@ impl Port {
     pub fn maintain(&mut self, now: Nanos) {
         let Some(client) = &mut self.client else { return };
         let running = self.shared.running.load(Ordering::SeqCst);
-        if now < client.try_at || running && client.ended.count() == client.ended_before {
-            return;
-        }
-        client.try_at = now.after(SERVER_AGAIN_NS);
-        if is_listening(&client.server) {
+        if client.is_due(now, running) {
             self.shared.stop();
-            client.ended_before = client.ended.count();
+            client.starts();
             self.shared.start();
         }
     }
@@ -205,20 +167,6 @@ impl Port {
     #[must_use]
     pub fn mac(&self) -> Mac {
         self.shared.station.mac
-    }
-}
-
-impl Client {
-    /// None for ports of other kinds and roles. Called before the port is started.
-    fn new(spec: &PortSpec, device: &Device) -> Option<Self> {
-        let (Kind::Memif { socket, .. }, Device::Memif { name, server: None }) =
-            (&spec.kind, device)
-        else {
-            return None;
-        };
-        let ended = Ended::of(name)?;
-        let ended_before = ended.count();
-        Some(Self { server: socket.clone(), ended, ended_before, try_at: Nanos(0) })
     }
 }
 
@@ -271,25 +219,6 @@ impl Drop for Shared {
     }
 }
 
-/// Whether somebody listens at the socket. memif's are of another type than the one that is tried
-/// here: the kernel says so when there is a listener, and refuses when there is none.
-fn is_listening(socket: &Path) -> bool {
-    !matches!(
-        UnixStream::connect(socket).map_err(|e| e.kind()),
-        Err(ErrorKind::ConnectionRefused | ErrorKind::NotFound)
-    )
-}
-
-/// Removes the socket that a killed server left behind: the driver could not bind to it.
-fn remove_if_stale(socket: &Path) {
-    if socket.exists()
-        && !is_listening(socket)
-        && let Err(error) = std::fs::remove_file(socket)
-    {
-        tracing::warn!(socket = %socket.display(), %error, "a stale memif socket");
-    }
-}
-
 fn next_hop(network: &Network, ip: Ipv4Addr) -> Option<Ipv4Addr> {
     let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix_len)).unwrap_or(0);
     let here = u32::from(network.ip) & mask == u32::from(ip) & mask;
@@ -320,14 +249,17 @@ fn create(spec: &PortSpec, serial: u32) -> Result<(u16, Device), DpdkError> {
             }
             let name = text(port, &format!("{driver}{serial}"))?;
             let arguments = text(port, &arguments)?;
+            let server = match kind {
+                Kind::Memif { socket, role: MemifRole::Server, .. } => {
+                    Some(Served::claim(port, socket)?)
+                }
+                _ => None,
+            };
             // SAFETY: both strings are NUL-terminated and copied by DPDK.
             let rc = unsafe { sys::rte_vdev_init(name.as_ptr(), arguments.as_ptr()) };
             check("rte_vdev_init", port, rc)?;
             let device = match kind {
-                Kind::Memif { socket, role, .. } => Device::Memif {
-                    name: name.clone(),
-                    server: matches!(role, MemifRole::Server).then(|| socket.clone()),
-                },
+                Kind::Memif { .. } => Device::Memif { name: name.clone(), server },
                 _ => Device::Virtual(name.clone()),
             };
             (name, device)
@@ -346,50 +278,6 @@ fn create(spec: &PortSpec, serial: u32) -> Result<(u16, Device), DpdkError> {
         return Err(DpdkError::NoDevice { port: port.to_owned(), device });
     }
     Ok((id, device))
-}
-
-fn create_ring(spec: &PortSpec, ring: &str, serial: u32) -> Result<u16, DpdkError> {
-    let port = spec.name.as_str();
-    let mut rings = RINGS.lock().unwrap_or_else(PoisonError::into_inner);
-    if !rings.contains_key(ring) {
-        let mut pair = RingPair { there: Vec::new(), back: Vec::new(), opened: 0, open: 0 };
-        for queue in 0..spec.queues {
-            for (way, list) in [("t", &mut pair.there), ("b", &mut pair.back)] {
-                let name = text(port, &format!("setline{serial}{way}{queue}"))?;
-                let flags = sys::RING_F_SP_ENQ | sys::RING_F_SC_DEQ;
-                // SAFETY: a NUL-terminated string, copied; any NUMA node.
-                let made = unsafe {
-                    sys::rte_ring_create(name.as_ptr(), u32::from(RING_DESCRIPTORS), -1, flags)
-                };
-                if made.is_null() {
-                    return Err(failed("rte_ring_create", port, last_errno()));
-                }
-                list.push(RingPtr(made));
-            }
-        }
-        rings.insert(ring.to_owned(), pair);
-    }
-    let Some(pair) = rings.get_mut(ring) else { unreachable!("inserted above") };
-    if pair.opened == 2 || pair.there.len() != usize::from(spec.queues) {
-        return Err(DpdkError::RingTaken { port: port.to_owned(), ring: ring.to_owned() });
-    }
-    let pointers = |list: &[RingPtr]| list.iter().map(|r| r.0).collect::<Vec<_>>();
-    let (mut receive, mut send) = (pointers(&pair.back), pointers(&pair.there));
-    if pair.opened == 1 {
-        std::mem::swap(&mut receive, &mut send);
-    }
-    let name = text(port, &format!("setline{serial}"))?;
-    let count = u32::from(spec.queues);
-    // SAFETY: arrays of `count` rings each, and a string, all copied.
-    let id = unsafe {
-        sys::rte_eth_from_rings(name.as_ptr(), receive.as_ptr(), count, send.as_ptr(), count, 0)
-    };
-    if id < 0 {
-        return Err(failed("rte_eth_from_rings", port, last_errno()));
-    }
-    pair.opened += 1;
-    pair.open += 1;
-    Ok(id as u16)
 }
 
 /// Configures and starts the port. On failure the device comes back, to be undone.
@@ -544,11 +432,11 @@ fn close(id: u16, device: Device) {
         Device::Memif { name, server: None } => {
             on_interrupt_thread(Duration::ZERO, move || close_virtual(id, &name));
         }
-        Device::Memif { name, server: Some(socket) } => {
+        Device::Memif { name, server: Some(served) } => {
             // From here on nobody connects; the driver removes whatever is there. Who has connected
             // before is answered in that time.
-            let _ = std::fs::remove_file(&socket);
-            let _ = std::fs::File::create_new(&socket);
+            let _ = std::fs::remove_file(served.socket());
+            let _ = std::fs::File::create_new(served.socket());
             on_interrupt_thread(LAST_CLIENTS, move || close_virtual(id, &name));
         }
         Device::Ring(name) => {
@@ -574,29 +462,5 @@ fn stop_and_close(id: u16) {
     let rc = unsafe { sys::rte_eth_dev_close(id) };
     if rc != 0 {
         tracing::warn!(id, rc, "rte_eth_dev_close");
-    }
-}
-
-fn close_ring(name: &str) {
-    let mut rings = RINGS.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(pair) = rings.get_mut(name) else { return };
-    pair.open -= 1;
-    if pair.open > 0 {
-        return;
-    }
-    if let Some(pair) = rings.remove(name) {
-        for ring in pair.there.into_iter().chain(pair.back) {
-            drain(ring);
-            // SAFETY: both ends are closed.
-            unsafe { sys::rte_ring_free(ring.0) };
-        }
-    }
-}
-
-fn drain(ring: RingPtr) {
-    let mut frame = null_mut();
-    // SAFETY: both ends are closed, so nobody else uses the ring; `frame` is a valid destination.
-    while unsafe { sys::rte_ring_dequeue(ring.0, &mut frame) } == 0 {
-        super::mbuf::free(&mut [frame.cast()]);
     }
 }

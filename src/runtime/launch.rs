@@ -31,7 +31,7 @@ use crate::control::api::{ServeError, Server};
 use crate::control::boot;
 use crate::control::driver::{Driver, Setup, Step};
 use crate::control::stop::Outcome;
-use crate::control::store::{Store, StoreError, StoreIdentity};
+use crate::control::store::{StoreError, StoreIdentity};
 use crate::mem::arena::{LogLimits, SEGMENT_BYTES};
 use crate::proto::sabotage::Sabotage;
 use crate::proto::secondary::{CoordinatorConfig, ShardConfig, VolumeConfig};
@@ -45,6 +45,8 @@ use crate::wire::packet::Incarnation;
 /// How long the control thread sleeps between turns: long against a turn, short against what
 /// people and hosts' administration notice.
 const CONTROL_SLEEP: Duration = Duration::from_micros(500);
+/// How long a start waits for the mover's former process to end.
+const FORMER_ENDS_MAX: Duration = Duration::from_secs(10);
 /// Requests that may wait for a poller.
 const REQUESTS_MAX: usize = 256;
 /// Reports that may wait for the control thread; pollers keep what does not fit.
@@ -130,7 +132,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(LaunchError::Signals)?
     };
     let identity = StoreIdentity { site: me.site.clone(), mover: me.name.clone(), id: me.id };
-    let (mut store, mut boot) = Store::open(&me.store, &identity, unix_ms())?;
+    let (mut store, mut boot) = boot::open_store(&me.store, &identity, unix_ms(), FORMER_ENDS_MAX)?;
 
     let env = ManuallyDrop::new(environment(&mover)?);
     let clock = Clock::with_hz(tsc_hz());
