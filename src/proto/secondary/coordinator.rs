@@ -12,7 +12,7 @@
 //! the last one that all have applied. It takes it that one was: that set is finished before a
 //! boundary is claimed, also when apply is paused (T4).
 
-use crate::proto::command::{Command, JournalEntry, JournalPos, Report, SetState, Token};
+use crate::proto::command::{Command, JournalPos, Report, SetState};
 use crate::proto::limits::SETS_AHEAD_MAX;
 use crate::proto::message::{BrokenReason, FactsAssembly, FactsPart, Message, VolumeFacts};
 use crate::proto::sabotage::Sabotage;
@@ -21,18 +21,10 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// Marks the coordinator's tokens among those of its poller.
-const TOKEN_MARK: u64 = 1 << 63;
-/// Of these, flushes.
-const FLUSH_MARK: u64 = 1 << 62;
-/// A commit that lies so many commits behind the newest is written anew, so that an idle group
-/// does not hold the journal.
-const COMMIT_AGE_MAX: u64 = 256;
+mod commits;
 
-/// Whether a token came from a coordinator.
-pub(super) const fn owns(token: Token) -> bool {
-    token.0 & TOKEN_MARK != 0
-}
+use commits::Commit;
+pub(super) use commits::owns;
 
 /// What a secondary coordinator has to know; fixed while it lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -90,19 +82,6 @@ struct Pending {
     cut_time_ns: u64,
     /// Per shard, in the order of the configuration.
     facts: Option<Vec<Vec<VolumeFacts>>>,
-}
-
-/// A committed set of which something is still asked.
-#[derive(Clone, Copy, Debug)]
-struct Commit {
-    set: SetId,
-    cut_time_ns: u64,
-    /// Its turn among commits; 0: from before the start.
-    ordinal: u64,
-    /// Where it is needed in the journal, once known.
-    position: Option<JournalPos>,
-    /// Being written anew nearer to the end: turn, position.
-    moving: Option<(u64, Option<JournalPos>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -199,24 +178,6 @@ impl SecondaryCoordinator {
             scarce: None,
             refused_messages: 0,
         }
-    }
-
-    /// Takes a commit from the journal, oldest first.
-    pub fn recover_commit(
-        &mut self,
-        position: JournalPos,
-        group: GroupId,
-        set: SetId,
-        cut_time_ns: u64,
-    ) {
-        let Some(group) = self.groups.get_mut(&group) else { return };
-        let position = Some(position);
-        let commit = Commit { set, cut_time_ns, ordinal: 0, position, moving: None };
-        // A commit may have been written anew.
-        group.commits.retain(|commit| commit.set != set);
-        group.commits.push_back(commit);
-        group.committed = group.committed.max(set);
-        group.appended = group.committed;
     }
 
     /// The journal is read; the shards will say how far they are.
@@ -380,108 +341,6 @@ impl SecondaryCoordinator {
         }
     }
 
-    /// Commits what all shards have stored, in the order of sets.
-    fn commit(&mut self, id: GroupId) {
-        let Some(group) = self.groups.get_mut(&id) else { return };
-        let Some(stored) = group.stored_everywhere() else { return };
-        let before = group.appended;
-        // Invariant of a scarce journal: see `super`.
-        let scarce = self.scarce_shards.contains(&true);
-        let last = match group.applied_everywhere() {
-            Some(applied) if scarce => stored.min(applied.next()),
-            _ => stored,
-        };
-        while group.appended < last
-            && let Some(Pending { facts: Some(_), cut_time_ns, .. }) = group.pending.front()
-        {
-            let cut_time_ns = *cut_time_ns;
-            let set = group.appended.next();
-            self.ordinal += 1;
-            let ordinal = self.ordinal;
-            let entry = JournalEntry::Commit { group: id, set, cut_time_ns };
-            let token = Token(TOKEN_MARK | ordinal);
-            self.commands.push_back(Command::Journal { entry, token });
-            let commit = Commit { set, cut_time_ns, ordinal, position: None, moving: None };
-            group.commits.push_back(commit);
-            group.pending.pop_front();
-            group.appended = set;
-        }
-        if group.appended == before {
-            return;
-        }
-        self.flush();
-        if self.config.sabotage.is(Sabotage::ConfirmBeforeDurable) {
-            self.settle(id, u64::MAX);
-        }
-    }
-
-    fn flush(&mut self) {
-        let token = Token(TOKEN_MARK | FLUSH_MARK | self.ordinal);
-        self.commands.push_back(Command::JournalFlush { token });
-    }
-
-    /// See [`super::Secondary::handle_journaled`].
-    pub fn handle_journaled(&mut self, _now: Nanos, token: Token, position: JournalPos) {
-        let ordinal = token.0 & !TOKEN_MARK;
-        let commits = self.groups.values_mut().flat_map(|group| group.commits.iter_mut());
-        for commit in commits {
-            if commit.ordinal == ordinal {
-                commit.position = Some(position);
-            }
-            if let Some((turn, moved)) = &mut commit.moving
-                && *turn == ordinal
-            {
-                *moved = Some(position);
-            }
-        }
-    }
-
-    /// See [`super::Secondary::handle_journal_durable`].
-    pub fn handle_journal_durable(&mut self, _now: Nanos, token: Token) {
-        self.durable = self.durable.max(token.0 & !(TOKEN_MARK | FLUSH_MARK));
-        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
-        for id in ids {
-            self.settle(id, self.durable);
-        }
-        self.retire();
-    }
-
-    /// See [`super::Secondary::handle_journal_room`].
-    pub fn handle_journal_room(&mut self, scarce: Option<JournalPos>) {
-        self.scarce = scarce;
-        self.retire();
-    }
-
-    fn commit_all(&mut self) {
-        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
-        for id in ids {
-            self.commit(id);
-        }
-    }
-
-    /// Commits up to turn `durable` are durable.
-    fn settle(&mut self, id: GroupId, durable: u64) {
-        let Some(group) = self.groups.get_mut(&id) else { return };
-        let before = group.committed;
-        for commit in &group.commits {
-            if commit.ordinal <= durable && commit.set > group.committed {
-                group.committed = commit.set;
-                let (set, state) = (commit.set, SetState::Received);
-                self.commands.push_back(Command::Report(Report::SetState {
-                    group: id,
-                    set,
-                    state,
-                }));
-            }
-        }
-        if group.committed > before {
-            let message = Message::Confirmed { group: id, set: group.committed };
-            let to = self.config.primary_coordinator;
-            self.commands.push_back(Command::Send { to, message });
-            self.apply(id);
-        }
-    }
-
     /// Moves apply on: claims a boundary that is reached, starts the next set.
     fn apply(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -596,50 +455,6 @@ impl SecondaryCoordinator {
             for message in messages {
                 self.commands.push_back(Command::Send { to: peer, message });
             }
-        }
-    }
-
-    /// From where on the journal is needed for commits; none when there are none.
-    pub(super) fn needs(&self) -> Option<JournalPos> {
-        let commits = self.groups.values().flat_map(|group| &group.commits);
-        commits.filter_map(|commit| commit.position).min()
-    }
-
-    /// Says from where the journal is still needed, and moves commits that hold it.
-    fn retire(&mut self) {
-        let mut floor: Option<JournalPos> = None;
-        let mut moving = false;
-        for group in self.groups.values_mut() {
-            let alone = group.commits.len() == 1;
-            let Some(front) = group.commits.front_mut() else { continue };
-            if let Some((ordinal, Some(position))) = front.moving
-                && ordinal <= self.durable
-            {
-                (front.ordinal, front.position, front.moving) = (ordinal, Some(position), None);
-            }
-            if let Some(position) = front.position {
-                floor = Some(floor.map_or(position, |f| f.min(position)));
-            }
-            let in_the_way = front.position.is_some() && front.position < self.scarce;
-            let old = in_the_way || self.ordinal - front.ordinal > COMMIT_AGE_MAX;
-            if alone && old && front.moving.is_none() {
-                self.ordinal += 1;
-                front.moving = Some((self.ordinal, None));
-                let (set, cut_time_ns) = (front.set, front.cut_time_ns);
-                let entry = JournalEntry::Commit { group: group.id, set, cut_time_ns };
-                let token = Token(TOKEN_MARK | self.ordinal);
-                self.commands.push_back(Command::Journal { entry, token });
-                moving |= in_the_way;
-            }
-        }
-        if moving {
-            self.flush();
-        }
-        if let Some(before) = floor
-            && before > self.retired
-        {
-            self.retired = before;
-            self.commands.push_back(Command::JournalRetire { before });
         }
     }
 

@@ -1,0 +1,143 @@
+//! What the pollers report: onto the board, and as events for people.
+
+use super::Driver;
+use crate::control::board::PollerBoard;
+use crate::control::judge::broken_words;
+use crate::control::model::EventLevel;
+use crate::control::store::ResyncMark;
+use crate::proto::command::Report;
+use crate::proto::message::BrokenReason;
+use crate::proto::types::{GroupId, Nanos, ShardId, VolumeId};
+use crate::runtime::messages::FromPoller;
+
+/// Reports taken in one turn.
+const REPORTS_PER_TURN: usize = 4096;
+
+impl Driver {
+    /// Takes what the pollers have reported since the last turn.
+    pub(super) fn take_reports(&mut self, now: Nanos) {
+        for _ in 0..REPORTS_PER_TURN {
+            let Ok(message) = self.reports.try_recv() else { break };
+            match message {
+                FromPoller::Started { shard } => {
+                    if let Some(poller) = self.poller_mut(shard) {
+                        poller.started = true;
+                    }
+                }
+                FromPoller::Report { at, report, .. } => self.take_report(at, report),
+                FromPoller::Peer { shard, peer, state } => {
+                    self.board.link(shard, peer, state, now);
+                    self.tell_movers(now);
+                }
+                FromPoller::Failed { shard, reason } => {
+                    let reason = format!("poller {shard} has ended: {reason}");
+                    if let Some(poller) = self.poller_mut(shard) {
+                        poller.stopped = true;
+                    }
+                    self.failed(now, reason);
+                }
+                FromPoller::Stopped { shard, last } => {
+                    if let Some(last) = last {
+                        self.board.snapshot(last);
+                    }
+                    if let Some(poller) = self.poller_mut(shard) {
+                        poller.stopped = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn poller_mut(&mut self, shard: ShardId) -> Option<&mut PollerBoard> {
+        self.board.pollers.iter_mut().find(|poller| poller.shard == shard)
+    }
+
+    fn take_report(&mut self, at: Nanos, report: Report) {
+        self.board.report(at, &report);
+        match report {
+            Report::Void { volume, seq, extent, status } => {
+                let (group, name) = self.volume_name(volume);
+                let detail = format!(
+                    "volume {name}, blocks {} to {}",
+                    extent.lba,
+                    extent.end().saturating_sub(1)
+                );
+                let message = format!(
+                    "the base of {name} refused update {} with status {:#x}/{:#x}; blocks {} to {} \
+                     must be copied afresh",
+                    seq.0,
+                    status.sct,
+                    status.sc,
+                    extent.lba,
+                    extent.end().saturating_sub(1)
+                );
+                let group_name = self.group_name(group);
+                let kind = "base-write-failed";
+                self.event(at, EventLevel::Error, kind, group_name.as_deref(), message);
+                if let Some(group) = group {
+                    self.require_resync(at, group, BrokenReason::BaseWriteFailed, detail);
+                }
+            }
+            Report::Broken { group, reason } => {
+                let name = self.group_name(Some(group));
+                let known = self.board.group_mut(group).is_some_and(|group| group.resync.is_some());
+                if !known {
+                    let message = format!("no sets can be formed: {}", broken_words(reason));
+                    self.event(at, EventLevel::Error, "needs-resync", name.as_deref(), message);
+                }
+                self.require_resync(at, group, reason, String::new());
+            }
+            Report::ApplyFailed { volume, set, status } => {
+                let (group, name) = self.volume_name(volume);
+                let message = format!(
+                    "set {} cannot be applied to {name}: status {:#x}/{:#x}; it is tried again",
+                    set.0, status.sct, status.sc
+                );
+                if let Some(group) = group.and_then(|group| self.board.group_mut(group)) {
+                    group.apply_failure = Some(message.clone());
+                }
+                let group = self.group_name(group);
+                let kind = "apply-failed";
+                self.event(at, EventLevel::Warning, kind, group.as_deref(), message);
+            }
+            Report::ApplyPaused { group, at: set, paused } => {
+                if let Some(group) = self.board.group_mut(group) {
+                    group.pause_asked = paused;
+                }
+                let name = self.group_name(Some(group));
+                let message = match paused {
+                    true => format!("apply stands at the boundary after set {}", set.0),
+                    false => format!("apply goes on after set {}", set.0),
+                };
+                self.event(at, EventLevel::Info, "apply", name.as_deref(), message);
+            }
+            Report::SetOpened { .. }
+            | Report::Held { .. }
+            | Report::SetState { .. }
+            | Report::SetFormed { .. }
+            | Report::PeerUp { .. } => {}
+        }
+    }
+
+    fn volume_name(&self, id: VolumeId) -> (Option<GroupId>, String) {
+        let named = self.mover.groups.iter().find_map(|group| {
+            let volume = group.volumes.iter().find(|volume| volume.id == id.0)?;
+            Some((GroupId(group.id), format!("{}/{}", group.name, volume.name)))
+        });
+        named.map_or_else(|| (None, id.to_string()), |(group, name)| (Some(group), name))
+    }
+
+    /// Notes that a group must be resynchronised, on the board and in the store, unless something
+    /// graver is noted already.
+    fn require_resync(&mut self, at: Nanos, id: GroupId, reason: BrokenReason, detail: String) {
+        let since_ms = self.board.unix_ms(at);
+        let mark = ResyncMark { since_ms, reason, detail };
+        let Some(group) = self.board.group_mut(id) else { return };
+        if group.resync.as_ref().is_some_and(|known| known.outweighs(&mark)) {
+            return;
+        }
+        group.resync = Some(mark.clone());
+        let noted = self.store.require_resync(id, &mark);
+        self.stored(at, noted);
+    }
+}
