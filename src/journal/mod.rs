@@ -19,6 +19,9 @@
 //!   Journal:  append* ─► unit ─► Write ─► written ─► Flush ─► durable ─► retire ─► room
 //! ```
 //!
+//! [`Driver`] runs an open journal for a poller's state machines: the pollers and the simulator
+//! share it, and keep only the way to their device.
+//!
 //! # Media
 //!
 //! Assumed: a completed flush makes all writes durable that completed before it was
@@ -31,6 +34,7 @@
 //! ([`Journal::failed`]); what to do is policy. No knowledge of what a set needs:
 //! who appends decides what to retire.
 
+mod driver;
 mod format;
 mod geometry;
 mod marks;
@@ -45,6 +49,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use driver::{Appended, Driver, Flushed, Records, Setting};
 pub use format::{BLOCK_BYTES, ENTRY_BYTES, UNIT_HEADER_BYTES};
 pub use geometry::{Config, ConfigError, Located, Shape};
 pub use recovery::{OpenError, Recovery, Step};
@@ -130,6 +135,14 @@ impl<'a> Entry<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct IoId(u32);
 
+impl IoId {
+    /// Below [`Journal::io_max`], and of no other operation under way: for tables of what they
+    /// need.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// An operation for the block device. Offsets and lengths are in bytes and
 /// multiples of [`BLOCK_BYTES`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,6 +170,15 @@ pub enum Io {
         /// To be completed with.
         id: IoId,
     },
+}
+
+impl Io {
+    /// What it is to be completed with.
+    pub fn id(&self) -> IoId {
+        match *self {
+            Self::Read { id, .. } | Self::Write { id, .. } | Self::Flush { id } => id,
+        }
+    }
 }
 
 /// A piece of memory to be written.

@@ -7,6 +7,7 @@ use crate::proto::types::{BufRef, ShardId};
 
 mod crash;
 mod disk;
+mod driver;
 mod golden;
 mod steps;
 

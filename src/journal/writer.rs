@@ -40,6 +40,10 @@ pub enum AppendError {
     /// A write or flush failed before.
     #[error("the journal failed")]
     Failed,
+    /// What a [`super::Driver`] should append is not in memory or not what it is called: an error
+    /// of the caller.
+    #[error("what is to be appended cannot be read")]
+    Unreadable,
 }
 
 /// What the superblock on the device needs.
@@ -270,6 +274,11 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Journal<M> {
             }
             _ => None,
         }
+    }
+
+    /// Most operations that are under way at once.
+    pub fn io_max(&self) -> usize {
+        UNITS as usize + self.units.len()
     }
 
     /// The memory that a write consists of, in order.

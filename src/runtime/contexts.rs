@@ -1,5 +1,6 @@
 //! What the completions of block device requests mean: a slab of contexts.
 
+use crate::journal::IoId;
 use crate::proto::command::{HostTag, Token};
 use crate::proto::types::VolumeId;
 
@@ -24,8 +25,10 @@ pub(super) enum IoContext {
         /// Its memory in the pool.
         slot: u32,
     },
-    /// Of the journal; its own name for it.
-    Journal(u64),
+    /// An operation of the journal.
+    Journal(IoId),
+    /// A payload is read back from the journal into this slot of the pool.
+    JournalRead(u32),
 }
 
 /// The slab. Owned by one poller; its indices go to SPDK as context.
@@ -76,9 +79,9 @@ mod tests {
     #[test]
     fn a_context_is_taken_once() {
         let mut contexts = IoContexts::new(2);
-        let slot = contexts.insert(IoContext::Journal(7));
+        let slot = contexts.insert(IoContext::JournalRead(7));
         assert_eq!(contexts.len(), 1);
-        assert_eq!(contexts.remove(slot), Some(IoContext::Journal(7)));
+        assert_eq!(contexts.remove(slot), Some(IoContext::JournalRead(7)));
         assert_eq!(contexts.remove(slot), None);
         assert_eq!(contexts.len(), 0);
     }

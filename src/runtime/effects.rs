@@ -207,6 +207,7 @@ impl Poller {
                 self.node.handle_written(self.now, token, status);
             }
             Some(IoContext::Journal(id)) => self.journal_done(id, status),
+            Some(IoContext::JournalRead(slot)) => self.journal_has_read(slot, status),
             None => debug_assert!(false, "a request completes once"),
         }
     }

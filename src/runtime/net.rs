@@ -3,7 +3,6 @@
 //! Records go out from where they lie in the arena; what comes in is copied once, from the packet
 //! into the arena, with its checksum verified in the same pass.
 
-use super::journal_io::JournalIo;
 use super::messages::{LinkView, PeerState};
 use super::parts::LinkParts;
 use super::poller::Poller;
@@ -307,7 +306,7 @@ impl Poller {
     /// Stores a record or a fragment of one, verifies it, and hands whole ones to the protocol.
     #[inline]
     fn store(&mut self, peer: usize, store: Store, payload: Payload<'_>) {
-        let crowded = self.journal.as_ref().is_some_and(JournalIo::is_full);
+        let crowded = self.journal.as_ref().is_some_and(|io| io.driver.is_full());
         let fresh = store.buf.is_none();
         let buf = match store.buf {
             Some(buf) => Some(buf),

@@ -269,7 +269,14 @@ impl Poller {
             MachineConfigs::Secondary { shard: config, coordinator } => {
                 let mut machines = Secondary::new(config.clone(), coordinator.clone());
                 if let Some(journal_parts) = &parts.journal {
-                    let io = JournalIo::open(shard, journal_parts, queues, thread, &mut machines)?;
+                    let io = JournalIo::open(
+                        shard,
+                        parts.epoch,
+                        journal_parts,
+                        queues,
+                        thread,
+                        &mut machines,
+                    )?;
                     journal = Some(io);
                 }
                 machines.recovered(now);
@@ -478,7 +485,7 @@ impl Poller {
     /// Whether a stopping poller has nothing under way at a device any more, or waited enough.
     fn may_end(&self, since: Nanos) -> bool {
         if self.contexts.len() == 0
-            && self.journal.as_ref().is_none_or(JournalIo::is_idle)
+            && self.journal.as_ref().is_none_or(|io| io.driver.is_idle())
             && self.read_back.is_idle()
         {
             return true;
@@ -506,7 +513,7 @@ impl Poller {
     /// to it is under way in a port.
     #[inline]
     pub(super) fn free(&mut self, buf: BufRef) {
-        let journaled = self.journal.as_mut().is_none_or(|journal| journal.may_reuse(buf));
+        let journaled = self.journal.as_mut().is_none_or(|io| io.driver.may_reuse(buf));
         if journaled && self.net.may_reuse(buf) {
             self.arena.free(buf);
         }

@@ -31,8 +31,8 @@ impl Poller {
             secondary: None,
             secondary_coordinator: None,
             journal: self.journal.as_ref().map(|journal| {
-                let (capacity_bytes, used_bytes) = journal.capacity_bytes();
-                JournalView { capacity_bytes, used_bytes, failed: journal.failed() }
+                let (capacity_bytes, used_bytes) = journal.driver.capacity_bytes();
+                JournalView { capacity_bytes, used_bytes, failed: journal.driver.failed() }
             }),
             refused_packets: self.net.refused(),
             links: self.net.views(),

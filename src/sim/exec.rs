@@ -76,7 +76,7 @@ impl Cluster {
     fn free(&mut self, node: usize, buf: BufRef) -> Verdict {
         let poller = &mut self.pollers[node];
         if let Some(journal) = &mut poller.journal
-            && !journal.may_reuse(buf)
+            && !journal.driver.may_reuse(buf)
         {
             return Ok(());
         }

@@ -309,7 +309,8 @@ impl Cluster {
         let now = self.queue.now();
         for index in 0..self.pollers.len() {
             let node = &mut self.pollers[index];
-            let journal = node.journal.as_ref().map_or_else(String::new, |j| j.describe());
+            let journal =
+                node.journal.as_ref().map_or_else(String::new, |io| io.driver.to_string());
             let sets: Vec<_> = match node.node.as_mut().and_then(|node| node.secondary()) {
                 Some(machines) => machines.shard().status().collect(),
                 None => Vec::new(),

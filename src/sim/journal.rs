@@ -6,15 +6,16 @@
 //! held against what was appended: all that was durable and is still needed, without a gap, and
 //! nothing else.
 
+use super::arena::Arena;
 use super::byte_disk::{BLOCK, ByteDisk};
 use super::disk::DiskOp;
 use super::observer::{Verdict, Violation, ensure};
 use super::prng::Rng;
 use crate::journal::{Config, Entry, Identity, Io, Journal, Piece, Recovery, Step};
-use crate::proto::command::{JournalPos, RecordRole};
+use crate::proto::command::{JournalEntry, JournalPos, RecordRole};
 use crate::proto::message::Message;
 use crate::proto::types::{GroupId, Seq, SetId, ShardId};
-use crate::wire::message::{decode, encode};
+use crate::wire::message::decode;
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader, UpdateInfo};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -61,34 +62,19 @@ impl Content {
         }
     }
 
-    /// Hands the entry to `append` as the journal takes it.
-    pub(super) fn with_entry<R>(&self, append: impl FnOnce(&Entry<'_>) -> R) -> R {
-        match self {
-            Self::Record { bytes, info, role } => {
-                let (header, payload) = bytes.split_first_chunk().unwrap_or((&NO_HEADER, &[]));
-                append(&Entry::Record {
-                    role: *role,
-                    group: info.group,
-                    set: info.set,
-                    header,
-                    payload_crc: info.payload_crc,
-                    payload,
-                })
+    /// What the machines had appended; none when the record is not in their arena.
+    pub(super) fn appended(entry: JournalEntry, arena: &Arena) -> Option<Self> {
+        Some(match entry {
+            JournalEntry::Record { buf, role } => {
+                let record = arena.get(buf)?;
+                Self::Record { bytes: record.bytes.clone(), info: record.info, role }
             }
-            Self::Manifest(message) => {
-                let mut bytes = Vec::new();
-                encode(super::cluster::EPOCH, message, &mut bytes);
-                let (group, set) = match message {
-                    Message::Manifest { group, set, .. } => (*group, *set),
-                    _ => (GroupId(0), SetId(0)),
-                };
-                append(&Entry::Manifest { group, set, bytes: &bytes })
+            JournalEntry::Manifest { message } => Self::Manifest(message),
+            JournalEntry::Commit { group, set, cut_time_ns } => {
+                Self::Commit { group, set, cut_time_ns }
             }
-            Self::Commit { group, set, cut_time_ns } => {
-                append(&Entry::Commit { group: *group, set: *set, cut_time_ns: *cut_time_ns })
-            }
-            Self::Applied { group, set } => append(&Entry::Applied { group: *group, set: *set }),
-        }
+            JournalEntry::Applied { group, set } => Self::Applied { group, set },
+        })
     }
 
     /// What a recovery found; none when it cannot be read.

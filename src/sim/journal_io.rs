@@ -1,9 +1,9 @@
-//! A secondary poller's journal in operation, as `runtime::journal_io` drives it: what is wanted
-//! waits in order for room, operations go to the device and come back, records are kept from being
-//! used again while the device may read them, payloads are read back to be applied.
+//! A secondary poller's journal in operation: the driver of `crate::journal`, as
+//! `runtime::journal_io` runs it, over a simulated device. Operations go there and come back, payloads
+//! are read back to be applied, and the observer is told.
 
 use super::arena::Arena;
-use super::cluster::{Cluster, Event};
+use super::cluster::{Cluster, EPOCH, Event};
 use super::disk::DiskOp;
 use super::exec_secondary::TargetWrite;
 use super::journal::{Content, JournalDevice, NO_HEADER};
@@ -12,94 +12,34 @@ use super::observe_secondary::Journals;
 use super::observer::{Verdict, Violation, ensure};
 use super::profile::block_values;
 use crate::journal::{
-    AppendError, BLOCK_BYTES, ENTRY_BYTES, Io, IoId, Journal, Located, Piece, Room as LogRoom,
+    AppendError, Appended, BLOCK_BYTES, Driver, Io, IoId, Journal, Located, Piece, Records, Setting,
 };
 use crate::proto::command::{JournalEntry, JournalPos, RecordRole, Token};
 use crate::proto::types::{BufRef, Seq, SetId};
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateInfo};
-use std::collections::{BTreeSet, VecDeque};
 
-/// Waiting appends above which the poller takes no records in.
-const BACKLOG_MAX: usize = 256;
-/// A unit of so many bytes goes to the device when nothing else is on its way there; in scale with
-/// the small shape.
+/// See [`Setting::unit_bytes_min`]; in scale with the small shape.
 const UNIT_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
 /// Payloads that are read back at once.
 const READS_MAX: usize = 2;
-/// What a record's headers take in a unit.
-const RECORD_BYTES: u64 = (ENTRY_BYTES + UPDATE_HEADER_BYTES) as u64;
 
-/// What the machines asked for, in order.
-#[derive(Debug)]
-enum Wanted {
-    Append { entry: JournalEntry, token: Token },
-    Flush { token: Token },
+impl Records for Arena {
+    fn record(&self, buf: BufRef) -> Option<(&[u8; UPDATE_HEADER_BYTES], &[u8])> {
+        self.get(buf)?.bytes.split_first_chunk()
+    }
 }
 
 /// The journal of a poller that lives.
 pub(super) struct JournalIo {
-    journal: Journal<Vec<u8>>,
-    wanted: VecDeque<Wanted>,
-    /// Bytes of the records among them, as the journal will hold them.
-    wanted_bytes: u64,
-    room: LogRoom,
-    /// Flushes that were asked of the journal, and up to where each makes durable.
-    flushes: VecDeque<(JournalPos, Token)>,
-    /// Records whose memory the journal may still write from, in order of position.
-    held: VecDeque<(JournalPos, BufRef)>,
-    held_set: BTreeSet<BufRef>,
-    /// Of these, records that the machines have freed meanwhile.
-    freed: BTreeSet<BufRef>,
-    /// Payload reads that wait for memory, or for the write of their unit.
-    waiting_reads: VecDeque<(JournalPos, TargetWrite)>,
-    in_flight: usize,
+    pub(super) driver: Driver<Vec<u8>, TargetWrite>,
     /// Buffers for payloads that are read back in use.
     reads: usize,
 }
 
 impl JournalIo {
     pub(super) fn new(journal: Journal<Vec<u8>>) -> Self {
-        Self {
-            journal,
-            wanted: VecDeque::new(),
-            wanted_bytes: 0,
-            room: LogRoom::default(),
-            flushes: VecDeque::new(),
-            held: VecDeque::new(),
-            held_set: BTreeSet::new(),
-            freed: BTreeSet::new(),
-            waiting_reads: VecDeque::new(),
-            in_flight: 0,
-            reads: 0,
-        }
-    }
-
-    /// Whether no record can be taken in now. Entries are appended in order, so a record that finds
-    /// no room would hold up the marks that make room.
-    pub(super) fn is_full(&self) -> bool {
-        let (capacity, used) = self.capacity_bytes();
-        self.wanted.len() > BACKLOG_MAX || self.journal.failed() || LogRoom::is_full(capacity, used)
-    }
-
-    /// Bytes of the log, and bytes in use or spoken for.
-    fn capacity_bytes(&self) -> (u64, u64) {
-        let (capacity, used) = self.journal.capacity_bytes();
-        (capacity, used + self.wanted_bytes)
-    }
-
-    /// What the machines should know about the room, if that has changed.
-    fn news_of_room(&mut self) -> Option<Option<JournalPos>> {
-        let (capacity, used) = self.capacity_bytes();
-        self.room.look(capacity, used, self.journal.appended_before())
-    }
-
-    /// Whether the record may be used again now; if not, it is freed once it is written.
-    pub(super) fn may_reuse(&mut self, buf: BufRef) -> bool {
-        let held = self.held_set.contains(&buf);
-        if held {
-            self.freed.insert(buf);
-        }
-        !held
+        let setting = Setting { epoch: EPOCH, unit_bytes_min: UNIT_BYTES_MIN };
+        Self { driver: Driver::new(journal, setting), reads: 0 }
     }
 
     /// A payload that was read back is on its volume.
@@ -107,27 +47,12 @@ impl JournalIo {
         self.reads -= 1;
     }
 
-    /// For a history that does not come to rest.
-    pub(super) fn describe(&self) -> String {
-        let (capacity, used) = self.journal.capacity_bytes();
-        format!(
-            "{} of {} blocks used{}, {} wanted, {} flushes, {} reads waiting, {} in flight",
-            used / BLOCK_BYTES as u64,
-            capacity / BLOCK_BYTES as u64,
-            if self.room.is_scarce() { ", scarce" } else { "" },
-            self.wanted.len(),
-            self.flushes.len(),
-            self.waiting_reads.len(),
-            self.in_flight
-        )
-    }
-
     fn gather(&self, id: IoId, arena: &Arena) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        for piece in self.journal.pieces(id) {
+        for piece in self.driver.journal().pieces(id) {
             match *piece {
                 Piece::Stage { at, len } => {
-                    bytes.extend_from_slice(&self.journal.stage()[at..][..len]);
+                    bytes.extend_from_slice(&self.driver.journal().stage()[at..][..len]);
                 }
                 Piece::Payload { buf, len } => {
                     let payload = &arena.get(buf)?.bytes[UPDATE_HEADER_BYTES..];
@@ -136,16 +61,6 @@ impl JournalIo {
             }
         }
         Some(bytes)
-    }
-}
-
-/// Bytes that an entry is counted with while it waits: a record's own.
-fn wanted_bytes_of(arena: &Arena, entry: &JournalEntry) -> u64 {
-    match entry {
-        JournalEntry::Record { buf, .. } => arena
-            .get(*buf)
-            .map_or(0, |record| (record.bytes.len() - UPDATE_HEADER_BYTES) as u64 + RECORD_BYTES),
-        _ => 0,
     }
 }
 
@@ -181,8 +96,7 @@ impl Cluster {
         }
         let Poller { journal, arena, .. } = &mut self.pollers[node];
         if let Some(io) = journal {
-            io.wanted_bytes += wanted_bytes_of(arena, &entry);
-            io.wanted.push_back(Wanted::Append { entry, token });
+            io.driver.append(entry, token, arena);
         }
         self.journal_drain(node)
     }
@@ -197,7 +111,7 @@ impl Cluster {
     /// The machines want everything so far durable.
     pub(super) fn journal_flush(&mut self, node: usize, token: Token) -> Verdict {
         if let Some(io) = &mut self.pollers[node].journal {
-            io.wanted.push_back(Wanted::Flush { token });
+            io.driver.flush(token);
         }
         self.journal_drain(node)
     }
@@ -205,7 +119,7 @@ impl Cluster {
     /// The machines need nothing before `before` any more.
     pub(super) fn journal_retire(&mut self, node: usize, before: JournalPos) {
         let Some(io) = &mut self.pollers[node].journal else { return };
-        io.journal.retire(before.min(io.journal.appended_before()));
+        io.driver.retire(before);
         self.journals[node].retire(before);
     }
 
@@ -215,35 +129,10 @@ impl Cluster {
         let poller = &mut self.pollers[node];
         let id = poller.id;
         let Some(io) = &mut poller.journal else { return Ok(()) };
-        while let Some(wanted) = io.wanted.front() {
-            let (entry, token) = match wanted {
-                Wanted::Flush { token } => {
-                    io.flushes.push_back((io.journal.flush(), *token));
-                    io.wanted.pop_front();
-                    continue;
-                }
-                Wanted::Append { entry, token } => (entry, *token),
-            };
-            let (content, buf) = match entry {
-                JournalEntry::Record { buf, role } => {
-                    let Some(record) = poller.arena.get(*buf) else {
-                        ensure!(0, false, "{id} journals a record that it has freed");
-                        return Ok(());
-                    };
-                    let (bytes, info, role) = (record.bytes.clone(), record.info, *role);
-                    (Content::Record { bytes, info, role }, Some(*buf))
-                }
-                JournalEntry::Manifest { message } => (Content::Manifest(message.clone()), None),
-                JournalEntry::Commit { group, set, cut_time_ns } => {
-                    let (group, set, cut_time_ns) = (*group, *set, *cut_time_ns);
-                    (Content::Commit { group, set, cut_time_ns }, None)
-                }
-                JournalEntry::Applied { group, set } => {
-                    (Content::Applied { group: *group, set: *set }, None)
-                }
-            };
-            let position = match content.with_entry(|entry| io.journal.append(entry, buf)) {
-                Ok(position) => position,
+        loop {
+            let Appended { entry, token, position } = match io.driver.append_next(&poller.arena) {
+                Ok(Some(appended)) => appended,
+                Ok(None) => return Ok(()),
                 Err(error @ (AppendError::Full | AppendError::Busy)) => {
                     let full = error == AppendError::Full;
                     *(if full {
@@ -252,14 +141,18 @@ impl Cluster {
                         &mut self.stats.journal_busy
                     }) += 1;
                     self.trace.note(now, b'f', [node as u64, u64::from(full)], |out| {
-                        write!(out, "{id} cannot append {content:?}: {error}")
+                        write!(out, "{id} cannot append: {error}")
                     });
                     return Ok(());
                 }
                 Err(error) => {
-                    ensure!(0, false, "{id} cannot journal {content:?}: {error}");
+                    ensure!(0, false, "{id} cannot journal: {error}");
                     return Ok(());
                 }
+            };
+            let Some(content) = Content::appended(entry, &poller.arena) else {
+                ensure!(0, false, "{id} journals a record that it has freed");
+                return Ok(());
             };
             self.trace.note(now, b'J', [node as u64, content.kind()], |out| match &content {
                 Content::Record { info, role, .. } => write!(
@@ -269,38 +162,23 @@ impl Cluster {
                 ),
                 content => write!(out, "{id} journals {content:?} at {position:?}"),
             });
-            if let (Some(buf), Content::Record { bytes, .. }) = (buf, &content)
-                && bytes.len() - UPDATE_HEADER_BYTES >= BLOCK_BYTES
-            {
-                io.held.push_back((position, buf));
-                io.held_set.insert(buf);
-            }
             self.journals[node].appended(position, content)?;
-            io.wanted_bytes -= wanted_bytes_of(&poller.arena, entry);
-            io.wanted.pop_front();
             if let Some(machines) = &mut poller.node {
                 machines.handle_journaled(now, token, position);
             }
         }
-        Ok(())
     }
 
     /// Once per turn: operations out, results in, memory back. True when the machines may have
     /// something new to do.
     pub(super) fn journal_turn(&mut self, node: usize) -> Result<bool, Violation> {
-        if self.pollers[node].journal.is_none() {
-            return Ok(false);
-        }
         self.journal_drain(node)?;
         let now = self.queue.now();
         let mut worked = false;
-        let Some(io) = &mut self.pollers[node].journal else { return Ok(false) };
-        if io.in_flight == 0 && io.journal.open_bytes() >= UNIT_BYTES_MIN {
-            io.journal.seal();
-        }
-        if let Some(news) = io.news_of_room() {
+        let poller = &mut self.pollers[node];
+        let Some(io) = &mut poller.journal else { return Ok(false) };
+        if let Some(news) = io.driver.poll_room() {
             self.stats.journal_scarce += u64::from(news.is_some());
-            let poller = &mut self.pollers[node];
             self.trace.note(now, b'G', [node as u64, u64::from(news.is_some())], |out| {
                 write!(out, "{}: the journal is scarce before {news:?}", poller.id)
             });
@@ -314,32 +192,27 @@ impl Cluster {
         }
         let poller = &mut self.pollers[node];
         let Some(io) = &mut poller.journal else { return Ok(false) };
-        let durable = io.journal.durable_before();
-        while io.flushes.front().is_some_and(|(upto, _)| *upto <= durable) {
-            let Some((upto, token)) = io.flushes.pop_front() else { break };
-            self.journals[node].called_durable(upto)?;
+        while let Some(flushed) = io.driver.poll_durable() {
+            self.journals[node].called_durable(flushed.before)?;
             if let Some(machines) = &mut poller.node {
-                machines.handle_journal_durable(now, token);
+                machines.handle_journal_durable(now, flushed.token);
             }
             worked = true;
         }
-        let written = io.journal.written_before();
-        while io.held.front().is_some_and(|(position, _)| *position < written) {
-            if let Some((_, buf)) = io.held.pop_front() {
-                io.held_set.remove(&buf);
-                if io.freed.remove(&buf) {
-                    poller.arena.remove(buf);
-                }
-            }
+        while let Some(buf) = io.driver.poll_reusable() {
+            poller.arena.remove(buf);
         }
-        for (position, write) in std::mem::take(&mut io.waiting_reads) {
-            self.journal_read(node, position, write)?;
+        for _ in 0..io.driver.waiting_reads() {
+            let journal = self.pollers[node].journal.as_mut();
+            if let Some((position, write)) = journal.and_then(|io| io.driver.next_waiting_read()) {
+                self.journal_read(node, position, write)?;
+            }
         }
         Ok(worked)
     }
 
     fn poll_journal(&mut self, node: usize) -> Option<Io> {
-        self.pollers[node].journal.as_mut()?.journal.poll_io()
+        self.pollers[node].journal.as_mut()?.driver.poll_io()
     }
 
     fn submit_journal(&mut self, node: usize, operation: Io) -> Verdict {
@@ -363,7 +236,6 @@ impl Cluster {
                 return Ok(());
             }
         };
-        io.in_flight += 1;
         let (life, flush) = (poller.life, matches!(operation, Io::Flush { .. }));
         let after = self.disk_rng.delay(mean);
         self.queue.after(after, Event::Journal { node, life, op, id, flush });
@@ -398,8 +270,7 @@ impl Cluster {
             ensure!(0, same, "{}'s memory changed while its journal was written", poller.id);
             device.disk.complete_write(op);
         }
-        io.in_flight -= 1;
-        io.journal.complete(id, true);
+        io.driver.complete(id, true);
         self.note_commits(node);
         self.settle(node)
     }
@@ -423,12 +294,12 @@ impl Cluster {
         let bytes = (write.extent.blocks * self.profile.block_bytes) as usize;
         let poller = &mut self.pollers[node];
         let Some(io) = &mut poller.journal else { return Ok(()) };
-        let Some(place) = io.journal.locate(position, bytes) else {
-            io.waiting_reads.push_back((position, write));
+        let Some(place) = io.driver.journal().locate(position, bytes) else {
+            io.driver.wait_to_read(position, write);
             return Ok(());
         };
         if io.reads == READS_MAX {
-            io.waiting_reads.push_back((position, write));
+            io.driver.wait_to_read(position, write);
             return Ok(());
         }
         io.reads += 1;

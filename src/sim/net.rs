@@ -245,7 +245,7 @@ impl Cluster {
             return Ok(());
         }
         let total = store.total_len as usize;
-        let crowded = node.journal.as_ref().is_some_and(|journal| journal.is_full());
+        let crowded = node.journal.as_ref().is_some_and(|io| io.driver.is_full());
         let buf = match store.buf {
             Some(buf) => buf,
             None if crowded => {
