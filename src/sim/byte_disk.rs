@@ -26,6 +26,18 @@ struct Unflushed {
     flush: Option<DiskOp>,
 }
 
+impl Unflushed {
+    /// Leaves any selection of its blocks on the device.
+    fn arrive_in_part(&mut self, rng: &mut Rng, current: &mut [Block]) {
+        self.completed = true;
+        let ppm = rng.pick(&[0, 500_000, 1_000_000]);
+        self.blocks.retain(|_| rng.chance(ppm));
+        for (at, block) in &self.blocks {
+            current[*at] = Some(block.clone());
+        }
+    }
+}
+
 /// The device. It belongs to the mover's machine and outlives the mover's process.
 #[derive(Clone, Debug)]
 pub struct ByteDisk {
@@ -126,12 +138,14 @@ impl ByteDisk {
             if write.completed {
                 continue;
             }
-            write.completed = true;
-            let ppm = rng.pick(&[0, 500_000, 1_000_000]);
-            write.blocks.retain(|_| rng.chance(ppm));
-            for (at, block) in &write.blocks {
-                self.current[*at] = Some(block.clone());
-            }
+            write.arrive_in_part(rng, &mut self.current);
+        }
+    }
+
+    /// The write fails: any of its blocks are there all the same.
+    pub fn fail_write(&mut self, op: DiskOp, rng: &mut Rng) {
+        for write in self.unflushed.iter_mut().filter(|write| write.op == op) {
+            write.arrive_in_part(rng, &mut self.current);
         }
     }
 
@@ -211,6 +225,18 @@ mod tests {
             outcomes.insert(before);
         }
         assert_eq!(outcomes.len(), 4, "{outcomes:?}");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_any_of_its_blocks_and_no_more() {
+        let mut outcomes = std::collections::BTreeSet::new();
+        for seed in 0..200 {
+            let mut disk = disk(&[(1, 7), (2, 8)]);
+            disk.fail_write(DiskOp(1), &mut Rng::new(seed));
+            outcomes.insert(shown(&disk));
+        }
+        assert_eq!(outcomes.len(), 4, "{outcomes:?}");
+        assert!(outcomes.iter().flatten().all(|value| [0, 7].contains(value)));
     }
 
     #[test]

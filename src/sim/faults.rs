@@ -17,6 +17,8 @@ pub(super) enum Fault {
     Site,
     /// A mover that was down starts.
     Restart(MoverId),
+    /// The operator restarts a mover whose journal failed.
+    Replace(MoverId),
     /// Movers are cut off from one another.
     Partition,
     /// A cut ends.
@@ -57,7 +59,11 @@ impl Cluster {
             Fault::Close => close_ns,
             Fault::Period => period_ns,
             Fault::Pause => pause_ns,
-            Fault::Restart(_) | Fault::Join(..) | Fault::Resume | Fault::Heal => 0,
+            Fault::Restart(_)
+            | Fault::Replace(_)
+            | Fault::Join(..)
+            | Fault::Resume
+            | Fault::Heal => 0,
         }
     }
 
@@ -89,7 +95,10 @@ impl Cluster {
 
     /// Lets a fault happen.
     pub(super) fn fault(&mut self, fault: Fault) -> Verdict {
-        let lasting = matches!(fault, Fault::Restart(_) | Fault::Join(..) | Fault::Resume);
+        let lasting = matches!(
+            fault,
+            Fault::Restart(_) | Fault::Replace(_) | Fault::Join(..) | Fault::Resume
+        );
         if self.healed_at.is_some() && !lasting {
             return Ok(());
         }
@@ -112,6 +121,11 @@ impl Cluster {
                 Ok(())
             }
             Fault::Restart(mover) => self.launch(mover),
+            Fault::Replace(mover) => {
+                let journals = self.pollers[self.shards_of(mover)].iter().map(|p| &p.journal);
+                let failed = journals.flatten().any(|io| io.driver.failed());
+                if failed { self.crash(mover, false) } else { Ok(()) }
+            }
             Fault::Partition => {
                 self.partition();
                 Ok(())

@@ -6,6 +6,7 @@ use super::arena::Arena;
 use super::cluster::{Cluster, EPOCH, Event};
 use super::disk::DiskOp;
 use super::exec_secondary::TargetWrite;
+use super::faults::Fault;
 use super::journal::{Content, JournalDevice, NO_HEADER};
 use super::node::Poller;
 use super::observe_secondary::Journals;
@@ -145,6 +146,7 @@ impl Cluster {
                     });
                     return Ok(());
                 }
+                Err(AppendError::Failed) if io.driver.journal().failed() => return Ok(()),
                 Err(error) => {
                     ensure!(0, false, "{id} cannot journal: {error}");
                     return Ok(());
@@ -256,21 +258,33 @@ impl Cluster {
         }
         let now = self.queue.now();
         let poller = &mut self.pollers[node];
-        self.trace.note(now, b'F', [node as u64, u64::from(flush)], |out| {
-            let what = if flush { "flushed" } else { "written" };
-            write!(out, "{}: the journal is {what}", poller.id)
+        let ok = !self.disk_rng.chance(self.profile.disks.journal_ppm);
+        let kind = if ok { b'F' } else { b'e' };
+        self.trace.note(now, kind, [node as u64, u64::from(flush)], |out| {
+            let (not, what) =
+                (if ok { "" } else { "not " }, if flush { "flushed" } else { "written" });
+            write!(out, "{}: the journal is {not}{what}", poller.id)
         });
+        if !ok {
+            self.stats.journal_errors += 1;
+            let after = self.fault_rng.delay(self.profile.down_ns);
+            self.queue.after(after, Event::Fault(Fault::Replace(poller.id.mover)));
+        }
         let Some(io) = &mut poller.journal else { return Ok(()) };
         let device = &mut self.journals[node];
-        if flush {
+        if flush && ok {
             device.flushed(op);
-        } else {
+        } else if !flush {
             let bytes = io.gather(id, &poller.arena).unwrap_or_default();
             let same = device.disk.in_flight(op).eq(bytes.chunks(BLOCK_BYTES));
             ensure!(0, same, "{}'s memory changed while its journal was written", poller.id);
-            device.disk.complete_write(op);
+            if ok {
+                device.disk.complete_write(op);
+            } else {
+                device.disk.fail_write(op, &mut self.disk_rng);
+            }
         }
-        io.driver.complete(id, true);
+        io.driver.complete(id, ok);
         self.note_commits(node);
         self.settle(node)
     }

@@ -43,6 +43,8 @@ pub struct DiskFaults {
     pub base_ppm: u32,
     /// Target writes and flushes; tried again for ever.
     pub target_ppm: u32,
+    /// A journal's writes and flushes; nothing is stored there until its mover is started again.
+    pub journal_ppm: u32,
 }
 
 /// The mean times between faults that happen to movers, nanoseconds; 0 for never.
@@ -264,6 +266,7 @@ impl Profile {
             disks: DiskFaults {
                 base_ppm: ppm(bad_base, rng.pick(&[5_000, 30_000])),
                 target_ppm: ppm(bad_target, rng.pick(&[5_000, 50_000])),
+                journal_ppm: 0,
             },
             movers: MoverFaults {
                 kill_ns: when(kills, rng.pick(&[2 * MS, 10 * MS])),
@@ -287,6 +290,9 @@ impl Profile {
             stage_blocks: rng.pick(&[0, 8, 64]),
             sabotage: knobs.sabotage,
         };
+        if rng.chance(200_000) {
+            profile.disks.journal_ppm = rng.pick(&[500, 5_000]);
+        }
         if profile.block_bytes > 64 {
             // Room for some records of the largest size.
             profile.own_bytes = profile.own_bytes.max(16 << 10);

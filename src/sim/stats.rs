@@ -69,6 +69,8 @@ pub struct Stats {
     pub base_errors: u64,
     /// Target writes and flushes that failed.
     pub target_errors: u64,
+    /// Journal writes and flushes that failed.
+    pub journal_errors: u64,
     /// Payloads that apply read back from the journal.
     pub journal_reads: u64,
     /// Sets closed on demand.
@@ -129,6 +131,7 @@ each!(
     journal_busy,
     base_errors,
     target_errors,
+    journal_errors,
     journal_reads,
     closes,
     period_changes,
