@@ -287,6 +287,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
     let grant_bytes = (ARENA_BYTES - 8 * SEGMENT_BYTES) as u64;
     let volume = VolumeConfig {
         id: VOLUME,
+        owner: shard(0),
         group: GROUP,
         block_bytes: 4096,
         has_base: true,
@@ -306,6 +307,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         volumes: if index == 0 { vec![volume] } else { Vec::new() },
         retained_max: 1 << 16,
         mirrored_max: 1 << 16,
+        forwards_max: 1 << 10,
         in_flight_max: 1024,
         unclean: false,
         sabotage: Sabotage::None,

@@ -70,6 +70,9 @@ struct Options {
     /// Size of the set journals, in percent of the least that the sizing rule allows
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Knobs")]
     journal_percent: Option<u32>,
+    /// Updates that go to any mover instead of the responsible one, in percent
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Knobs")]
+    forward_percent: Option<u32>,
     /// No loss, duplication, damage or stragglers
     #[arg(long, help_heading = "Knobs")]
     calm_network: bool,
@@ -164,6 +167,7 @@ fn campaign(options: &Options) -> Campaign {
             copies: options.copies,
             updates: options.updates,
             journal_percent: options.journal_percent,
+            forward_ppm: options.forward_percent.map(|percent| percent * 10_000),
             period_ns: options.period_us.map(|us| us * 1000),
             calm_network: options.calm_network,
             calm_disks: options.calm_disks,
@@ -204,6 +208,7 @@ fn replay(campaign: &Campaign, seed: u64) -> String {
     add("copies", knobs.copies.map(u64::from));
     add("updates", knobs.updates.map(u64::from));
     add("journal-percent", knobs.journal_percent.map(u64::from));
+    add("forward-percent", knobs.forward_ppm.map(|ppm| u64::from(ppm / 10_000)));
     add("period-us", knobs.period_ns.map(|ns| ns / 1000));
     let flags = [
         (knobs.calm_network, "calm-network"),

@@ -7,6 +7,7 @@ use super::message::{BrokenReason, Message, VolumeFacts};
 use super::types::{
     BufRef, Extent, GroupId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
 };
+use crate::wire::update::UPDATE_HEADER_BYTES;
 use alloc::vec::Vec;
 
 /// Names one update inside the state machine that issued a command; goes back with the result.
@@ -32,6 +33,11 @@ pub enum RecordRole {
     Transfer = 2,
     /// Secondary shard → its partner at the secondary site (T2).
     SecondaryMirror = 3,
+    /// The shard that took an update → the responsible one; it has no number yet (G3).
+    Forward = 4,
+    /// Responsible shard → the one that forwarded the update: the record's header alone, with its
+    /// number and set. Once it is stored there, the copy there is a mirror copy.
+    Numbered = 5,
 }
 
 impl RecordRole {
@@ -42,8 +48,20 @@ impl RecordRole {
             1 => Some(Self::Mirror),
             2 => Some(Self::Transfer),
             3 => Some(Self::SecondaryMirror),
+            4 => Some(Self::Forward),
+            5 => Some(Self::Numbered),
             _ => None,
         }
+    }
+}
+
+/// The bytes of a record of `len` bytes, header included, that travel in a role.
+#[must_use]
+#[inline]
+pub const fn bytes_to_send(role: RecordRole, len: u32) -> u32 {
+    match role {
+        RecordRole::Numbered => UPDATE_HEADER_BYTES as u32,
+        _ => len,
     }
 }
 

@@ -5,7 +5,7 @@
 //! Messages are delivered once, in any order, and are lost when the peer restarts;
 //! whoever sent one sends it again when the peer is up again. `wire::message` has the bytes.
 
-use super::types::{GroupId, MapVersion, Seq, SetId, VolumeId};
+use super::types::{ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId};
 use alloc::vec::Vec;
 
 /// One message. `group` is always the sender's.
@@ -142,6 +142,23 @@ pub enum Message {
     JournalRoom {
         /// Scarce or ample.
         scarce: bool,
+    },
+    /// Responsible shard → the shard that forwarded an update: it has its fate (G3).
+    Forwarded {
+        /// Which.
+        forward: ForwardId,
+        /// What the source is to be told.
+        status: NvmeStatus,
+    },
+    /// A shard that was forwarded an update of a volume that it is not responsible for → the one
+    /// that forwarded it (G4).
+    NotResponsible {
+        /// Which.
+        forward: ForwardId,
+        /// The shard that is, by the map of this version.
+        owner: ShardId,
+        /// The version.
+        map_version: MapVersion,
     },
 }
 

@@ -146,9 +146,7 @@ impl Node {
         buf: BufRef,
     ) -> RecordVerdict {
         match (&mut self.machines, role) {
-            (Machines::Primary { shard, .. }, RecordRole::Mirror) => {
-                shard.handle_record(from, info, buf)
-            }
+            (Machines::Primary { shard, .. }, _) => shard.handle_record(from, role, info, buf),
             (Machines::Secondary(machines), _) => {
                 match machines.handle_record(now, from, role, info, buf) {
                     Receipt::Accepted => RecordVerdict::Kept,
@@ -157,7 +155,6 @@ impl Node {
                     Receipt::Duplicate | Receipt::Refused(_) => RecordVerdict::NotNeeded,
                 }
             }
-            (Machines::Primary { .. }, _) => RecordVerdict::NotNeeded,
         }
     }
 

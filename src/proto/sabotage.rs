@@ -44,6 +44,8 @@ pub enum Sabotage {
     FreeBeforeConfirm,
     /// Messages of another epoch are obeyed (invariant 9).
     IgnoreEpoch,
+    /// A forwarded update goes to the base before its taker knows the number (invariant 2).
+    NumberUnheard,
 }
 
 impl Sabotage {
@@ -51,7 +53,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -67,6 +69,7 @@ impl Sabotage {
         Self::AppliedBeforeFlush,
         Self::FreeBeforeConfirm,
         Self::IgnoreEpoch,
+        Self::NumberUnheard,
     ];
 
     /// Whether `variant` is to be broken: `config.sabotage.is(Sabotage::OverlapAtBase)`.
@@ -97,6 +100,7 @@ impl Sabotage {
             Self::AppliedBeforeFlush => "applied-before-flush",
             Self::FreeBeforeConfirm => "free-before-confirm",
             Self::IgnoreEpoch => "ignore-epoch",
+            Self::NumberUnheard => "number-unheard",
         }
     }
 

@@ -56,6 +56,13 @@ id!(
     BufRef(u64), "buf"
 );
 
+id!(
+    /// An update at the mover that took it from its source and is not responsible for the volume,
+    /// until the source is answered (G3). Unique within a life of that mover's poller; 0 means
+    /// that the responsible mover took it itself.
+    ForwardId(u64), "fwd"
+);
+
 impl Seq {
     /// The number after this one.
     #[must_use]
@@ -190,6 +197,10 @@ impl NvmeStatus {
     pub const INTERNAL: Self = Self { sct: 0, sc: 6 };
     /// Media and data integrity errors, write fault.
     pub const WRITE_FAULT: Self = Self { sct: 2, sc: 0x80 };
+
+    /// Path related status, asymmetric access transition: the host tries again, on this path or
+    /// another.
+    pub const ANA_TRANSITION: Self = Self { sct: 3, sc: 3 };
 
     /// Whether the command succeeded.
     #[must_use]

@@ -4,7 +4,7 @@ use super::contexts::IoContext;
 use super::messages::FromPoller;
 use super::poller::Poller;
 use super::siblings::SiblingMessage;
-use crate::proto::command::{Command, PayloadAt, Report, Token};
+use crate::proto::command::{Command, PayloadAt, Report, Token, bytes_to_send};
 use crate::proto::types::{Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
 use crate::spdk::env::IoBuf;
 use crate::spdk::error::Submit;
@@ -45,7 +45,7 @@ impl Poller {
             count += 1;
             match command {
                 Command::SendRecord { to, role, buf, token } => {
-                    let len = record_len(self.arena.header(buf));
+                    let len = bytes_to_send(role, record_len(self.arena.header(buf)));
                     self.net.send_record(to, role, buf, len, token);
                 }
                 Command::Write { volume, kind, extent, fua, payload, token } => {

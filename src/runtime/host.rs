@@ -8,12 +8,13 @@ use super::poller::{IoContext, Poller};
 use super::siblings::{ForeignCommand, SiblingMessage};
 use crate::mem::arena::HEADER_BYTES;
 use crate::proto::command::HostTag;
-use crate::proto::primary::HostUpdate;
+use crate::proto::primary::{HostUpdate, Stamp};
 use crate::proto::types::{Extent, NvmeStatus, UpdateKind};
 use crate::spdk::error::Submit;
 use crate::spdk::payload::ForeignIovs;
 use crate::spdk::tap::{HostIo, IoKind};
 use crate::wire::update::UpdateHeader;
+use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
 /// Read of a volume without base: generic status, "Operation Denied" (NVM Express Base
@@ -136,9 +137,7 @@ impl Poller {
         let payload_crc =
             if payload_len == 0 { 0 } else { command.iovs.copy_into(&mut self.arena, buf) };
         let list_seq = match &self.list {
-            Some(next) if volume.numbered_by_mover => {
-                next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-            }
+            Some(next) if volume.numbered_by_mover => next.fetch_add(1, Ordering::Relaxed),
             _ => 0,
         };
         let (extent, fua, index) = (command.extent, command.fua, command.volume);
@@ -165,6 +164,32 @@ impl Poller {
         let header = UpdateHeader::seal(&info);
         self.arena.header_mut(buf).copy_from_slice(header.as_bytes());
         Attempt::Numbered
+    }
+
+    /// Numbers what other movers took for volumes of this poller (G3).
+    #[inline]
+    pub(super) fn number_arrived(&mut self) -> u64 {
+        let mut done = 0;
+        while let Some(shard) = self.node.primary()
+            && let Some(arrived) = shard.next_arrived()
+        {
+            let payload_len = arrived.info.payload_len;
+            let list = self
+                .list
+                .as_ref()
+                .filter(|_| self.volumes[arrived.volume as usize].numbered_by_mover);
+            let stamp = Stamp {
+                record_bytes: HEADER_BYTES as u32 + payload_len.next_multiple_of(64),
+                time_ns: 0,
+                time_error_ns: 0,
+            };
+            let next = || list.map_or(0, |list| list.fetch_add(1, Ordering::Relaxed));
+            let Some((buf, info)) = shard.number_arrived(&stamp, next) else { break };
+            let header = UpdateHeader::seal(&info);
+            self.arena.header_mut(buf).copy_from_slice(header.as_bytes());
+            done += 1;
+        }
+        done
     }
 
     /// Tries the commands that wait for room, volume by volume.

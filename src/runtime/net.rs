@@ -10,7 +10,7 @@ use super::siblings::SiblingMessage;
 use crate::dpdk::{Destination, OwnedFrame, Queue, Region, Ticket};
 use crate::mem::arena::Arena;
 use crate::mem::copy::publish_fence;
-use crate::proto::command::{RecordRole, Token};
+use crate::proto::command::{RecordRole, Token, bytes_to_send};
 use crate::proto::limits::POLLERS_MAX;
 use crate::proto::link::{Body, Event, Link, Store, Transmit, Verdict};
 use crate::proto::message::Message;
@@ -339,6 +339,12 @@ impl Poller {
                 self.net.peers[peer].link.record_stored(&store, buf);
                 self.arena.free(buf);
             }
+            RecordVerdict::Numbered { buf: numbered } => {
+                let header = *self.arena.header(buf);
+                self.arena.header_mut(numbered).copy_from_slice(&header);
+                self.net.peers[peer].link.record_stored(&store, buf);
+                self.arena.free(buf);
+            }
             RecordVerdict::Full => {
                 self.net.peers[peer].link.record_refused(&store, false);
                 if fresh {
@@ -353,7 +359,10 @@ impl Poller {
     #[inline]
     fn room_for(&mut self, store: &Store) -> Option<BufRef> {
         let log = match store.role {
-            RecordRole::Mirror | RecordRole::SecondaryMirror => self.mirror_log,
+            RecordRole::Mirror
+            | RecordRole::SecondaryMirror
+            | RecordRole::Forward
+            | RecordRole::Numbered => self.mirror_log,
             RecordRole::Transfer => self.own_log,
         };
         let payload = (store.total_len as usize).checked_sub(UPDATE_HEADER_BYTES)?;
@@ -521,6 +530,9 @@ fn copy_in(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<'_>) 
         return Copied::Part;
     }
     let Some(info) = header_of(arena, buf, store) else { return Copied::Unsound };
+    if store.role == RecordRole::Numbered {
+        return Copied::Whole(info);
+    }
     let payload = &arena.payload(buf)[..info.payload_len as usize];
     if arena.copier().crc32c(payload) == info.payload_crc {
         Copied::Whole(info)
@@ -538,10 +550,13 @@ fn whole_record(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<
     };
     arena.header_mut(buf).copy_from_slice(header);
     let Some(info) = header_of(arena, buf, store) else { return Copied::Unsound };
-    if first.len() + second.len() != info.payload_len as usize {
+    if first.len() + second.len() + UPDATE_HEADER_BYTES != store.total_len as usize {
         return Copied::Unsound;
     }
-    if info.payload_len > 0 && arena.fill_from_two(buf, first, second) != info.payload_crc {
+    if info.payload_len > 0
+        && store.role != RecordRole::Numbered
+        && arena.fill_from_two(buf, first, second) != info.payload_crc
+    {
         return Copied::Unsound;
     }
     Copied::Whole(info)
@@ -550,5 +565,6 @@ fn whole_record(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<
 #[inline]
 fn header_of(arena: &Arena, buf: BufRef, store: &Store) -> Option<UpdateInfo> {
     let info = UpdateHeader::check(arena.header(buf)).ok()?;
-    (UPDATE_HEADER_BYTES as u32 + info.payload_len == store.total_len).then_some(info)
+    let len = UPDATE_HEADER_BYTES as u32 + info.payload_len;
+    (bytes_to_send(store.role, len) == store.total_len).then_some(info)
 }

@@ -47,6 +47,8 @@ pub const FIRST_MAP: MapVersion = MapVersion(1);
 pub const HOST_PAYLOAD_BYTES_MAX: usize = 128 << 10;
 /// Records under way to one receiver at once: the link's `records_max` may not be below it.
 pub const IN_FLIGHT_MAX: u32 = 4096;
+/// Updates that a shard forwards to responsible shards at once (G3).
+const FORWARDS_MAX: u32 = 4096;
 
 /// Why a configuration that is sound by itself cannot be carried out.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -295,7 +297,7 @@ fn primary(
     let volumes: Vec<VolumeConfig> = topology
         .volumes_at(mover, me)
         .into_iter()
-        .map(|(group, index)| volume(mover, topology, start, group, index))
+        .map(|(group, index)| volume(mover, topology, start, me, group, index))
         .collect();
     let groups = mover.groups.iter().map(|group| GroupConfig {
         id: GroupId(group.id),
@@ -319,6 +321,7 @@ fn primary(
         mirrors,
         retained_max: arena.retained_max,
         mirrored_max: arena.mirrored_max,
+        forwards_max: FORWARDS_MAX,
         in_flight_max: IN_FLIGHT_MAX,
         sabotage: Sabotage::None,
     };
@@ -366,6 +369,7 @@ fn volume(
     mover: &Mover,
     topology: &Topology,
     start: &Start,
+    owner: ShardId,
     group: usize,
     index: usize,
 ) -> VolumeConfig {
@@ -373,6 +377,7 @@ fn volume(
     let id = VolumeId(volume.id);
     VolumeConfig {
         id,
+        owner,
         group: GroupId(group.id),
         block_bytes: volume.block_bytes,
         has_base: volume.base != config::Disk::None,

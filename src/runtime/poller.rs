@@ -388,6 +388,7 @@ impl Poller {
             arrivals -= 1;
             work += 1;
         }
+        work += self.number_arrived();
         work += self.retry_waiting();
         if self.arena_full || self.quiesced {
             // What is retained must be confirmed before there is room, or before a clean stop.

@@ -5,9 +5,11 @@
 //! may be broken on purpose.
 
 use crate::proto::types::{
-    BufRef, Epoch, Extent, GroupId, MapVersion, MoverId, Seq, SetId, ShardId, UpdateKind, VolumeId,
+    BufRef, Epoch, Extent, ForwardId, GroupId, MapVersion, MoverId, Seq, SetId, ShardId,
+    UpdateKind, VolumeId,
 };
-use crate::wire::update::UpdateInfo;
+use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader, UpdateInfo};
+use zerocopy::IntoBytes;
 
 /// Whose room a record takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +29,14 @@ pub struct Record {
     pub info: UpdateInfo,
     /// Whose room it takes.
     pub room: Room,
+}
+
+impl Record {
+    /// Writes the header that says `info`.
+    pub fn number(&mut self, info: &UpdateInfo) {
+        self.bytes[..UPDATE_HEADER_BYTES].copy_from_slice(UpdateHeader::seal(info).as_bytes());
+        self.info = *info;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -146,6 +156,7 @@ pub fn blank_info() -> UpdateInfo {
         list_seq: 0,
         time_ns: 0,
         time_error_ns: 0,
+        forward: ForwardId(0),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::proto::secondary::{
 };
 use crate::proto::types::{MapVersion, MoverId, Nanos, Seq, SetId, ShardId, VolumeId};
 use crate::wire::packet::{Incarnation, Site};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 impl Cluster {
     pub(super) fn new(profile: Profile, rng: &mut Rng, trace: Trace) -> Self {
@@ -36,11 +36,12 @@ impl Cluster {
         let shards = primaries + secondaries;
         let mut owners = Vec::new();
         let mut targets = Vec::new();
-        let mut counts = vec![0; primaries];
+        let mut counts = vec![0; pollers];
         for _ in 0..profile.volumes {
             let owner = layout.below(primaries as u64) as usize;
-            owners.push((owner, counts[owner]));
-            counts[owner] += 1;
+            let lane = owner % pollers;
+            owners.push((owner, counts[lane]));
+            counts[lane] += 1;
             targets.push(primaries + layout.below(secondaries as u64) as usize);
         }
         let blocks = profile.blocks as usize;
@@ -54,6 +55,7 @@ impl Cluster {
             target: disks(),
             journals: Vec::new(),
             owners,
+            forwards: BTreeMap::new(),
             hosts: (0..profile.hosts).map(|_| Host::default()).collect(),
             host_of: Vec::new(),
             network: Network::new(
@@ -235,9 +237,11 @@ impl Cluster {
             })
             .collect();
         let volumes = (0..profile.volumes)
-            .filter(|v| self.owners[*v as usize].0 == index)
-            .map(|v| VolumeConfig {
+            .map(|v| (v, self.shard_id(self.owners[v as usize].0)))
+            .filter(|(_, owner)| owner.poller == me.poller)
+            .map(|(v, owner)| VolumeConfig {
                 id: VolumeId(v),
+                owner,
                 group: GROUP,
                 block_bytes: profile.block_bytes,
                 has_base: true,
@@ -264,6 +268,7 @@ impl Cluster {
             volumes,
             retained_max: 256,
             mirrored_max: 1024,
+            forwards_max: profile.forwards_max,
             in_flight_max: profile.in_flight,
             unclean: false,
             sabotage: profile.sabotage,

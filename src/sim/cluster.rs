@@ -16,7 +16,8 @@ use super::stats::Stats;
 use super::trace::Trace;
 use crate::journal::{IoId, Located};
 use crate::proto::command::{JournalPos, Token};
-use crate::proto::types::{Epoch, GroupId, Nanos};
+use crate::proto::types::{Epoch, ForwardId, GroupId, Nanos};
+use std::collections::BTreeMap;
 
 /// The epoch of a simulated history; membership does not change.
 pub(super) const EPOCH: Epoch = Epoch(7);
@@ -76,8 +77,11 @@ pub struct Cluster {
     pub(super) base: Vec<VolumeDisk>,
     pub(super) target: Vec<VolumeDisk>,
     pub(super) journals: Vec<JournalDevice>,
-    /// Responsible shard of each volume, and the volume's index there.
+    /// Responsible shard of each volume, and the volume's index in its lane: at every shard with
+    /// the same number within its mover.
     pub(super) owners: Vec<(usize, u32)>,
+    /// Updates that were forwarded, by who took them.
+    pub(super) forwards: BTreeMap<(usize, ForwardId), WriteId>,
     pub(super) hosts: Vec<Host>,
     pub(super) host_of: Vec<usize>,
     pub(super) network: Network,
@@ -196,7 +200,7 @@ impl Cluster {
             {
                 self.execute(node, command)?;
             }
-            let admitted = self.admit_waiting(node)?;
+            let admitted = self.number_arrived(node)? | self.admit_waiting(node)?;
             if !self.journal_turn(node)? && !admitted {
                 break;
             }

@@ -4,15 +4,15 @@ use super::arena::{Record, Room};
 use super::cluster::{Cluster, Event};
 use super::disk::DiskOp;
 use super::exec_secondary::TargetWrite;
+use super::node::Poller;
 use super::observer::{Verdict, WriteId, ensure};
 use super::profile::block_values;
 use crate::mem::crc32c::crc32c;
 use crate::proto::command::{Command, HostTag, PayloadAt, Report, Token};
 use crate::proto::message::Message;
-use crate::proto::primary::HostUpdate;
-use crate::proto::types::{BufRef, Extent, NvmeStatus, UpdateKind, VolumeId};
-use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader};
-use zerocopy::IntoBytes;
+use crate::proto::primary::{HostUpdate, Stamp};
+use crate::proto::types::{BufRef, Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
+use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateInfo};
 
 impl Cluster {
     /// Carries out one command of a poller's machines.
@@ -115,11 +115,15 @@ impl Cluster {
         }
     }
 
-    /// Tries to hand a host update to its responsible shard. False when there is no room.
-    pub(super) fn admit(&mut self, write: WriteId) -> Result<bool, super::observer::Violation> {
+    /// Tries to hand a host update to a shard of its volume's lane. False when there is no room.
+    pub(super) fn admit(
+        &mut self,
+        node: usize,
+        write: WriteId,
+    ) -> Result<bool, super::observer::Violation> {
         let host_write = &self.observer.writes[write as usize];
         let (volume, kind, extent) = (host_write.volume, host_write.kind, host_write.extent);
-        let (node, index) = self.owners[volume];
+        let (owner, index) = self.owners[volume];
         let payload_len = match kind {
             UpdateKind::Write => extent.blocks * self.profile.block_bytes,
             UpdateKind::WriteZeroes | UpdateKind::Deallocate => 0,
@@ -169,16 +173,51 @@ impl Cluster {
         let Some(shard) = machines.and_then(|m| m.primary()) else { return Ok(false) };
         let info = shard.host_update(admitted, &update);
         if let Some(record) = self.pollers[node].arena.get_mut(buf) {
-            record.bytes[..UPDATE_HEADER_BYTES]
-                .copy_from_slice(UpdateHeader::seal(&info).as_bytes());
-            record.info = info;
+            record.number(&info);
         }
+        if owner == node {
+            self.is_numbered(node, write, &info)?;
+        } else {
+            self.trace.note(now, b'W', [write.into(), node as u64], |out| {
+                write!(out, "write {write} is forwarded as {}", info.forward)
+            });
+            self.stats.forwarded += 1;
+            self.forwards.insert((node, info.forward), write);
+        }
+        Ok(true)
+    }
+
+    fn is_numbered(&mut self, node: usize, write: WriteId, info: &UpdateInfo) -> Verdict {
+        let now = self.queue.now();
         self.trace.note(now, b'N', [write.into(), info.seq.0, info.set.0], |out| {
             write!(out, "write {write} is {} of {} in {}", info.seq, info.volume, info.set)
         });
-        self.observer.numbered(write, &info)?;
-        self.observer.stored(self.pollers[node].id.mover.0, &info)?;
-        Ok(true)
+        self.observer.numbered(write, info)?;
+        self.observer.stored(self.pollers[node].id.mover.0, info)
+    }
+
+    /// Numbers the updates that others took, oldest first, while there is room.
+    pub(super) fn number_arrived(
+        &mut self,
+        node: usize,
+    ) -> Result<bool, super::observer::Violation> {
+        let mut any = false;
+        loop {
+            let Poller { node: machines, arena, .. } = &mut self.pollers[node];
+            let Some(shard) = machines.as_mut().and_then(|m| m.primary()) else { return Ok(any) };
+            let Some(arrived) = shard.next_arrived() else { return Ok(any) };
+            let record_bytes = UPDATE_HEADER_BYTES as u32 + arrived.info.payload_len;
+            let stamp = Stamp { record_bytes, time_ns: 0, time_error_ns: 0 };
+            let Some((buf, info)) = shard.number_arrived(&stamp, || 0) else { return Ok(any) };
+            if let Some(record) = arena.get_mut(buf) {
+                record.number(&info);
+            }
+            let taker = self.shard_index(ShardId::new(info.origin.0, self.pollers[node].id.poller));
+            let write = self.forwards.get(&(taker, info.forward)).copied();
+            ensure!(3, write.is_some(), "{} of {} was forwarded by nobody", info.seq, info.volume);
+            self.is_numbered(node, write.unwrap_or_default(), &info)?;
+            any = true;
+        }
     }
 
     /// Takes updates that wait for room, oldest first, while there is room.
@@ -188,7 +227,7 @@ impl Cluster {
     ) -> Result<bool, super::observer::Violation> {
         let mut any = false;
         while let Some(write) = self.pollers[node].waiting.front().copied() {
-            if !self.admit(write)? {
+            if !self.admit(node, write)? {
                 break;
             }
             self.pollers[node].waiting.pop_front();

@@ -55,13 +55,25 @@ impl Cluster {
         self.trace.note(now, b'I', [write.into(), volume as u64, lba, blocks.into()], |out| {
             write!(out, "host {host} issues write {write}: {kind:?} v{volume} {lba}+{blocks}")
         });
-        let node = self.owners[volume].0;
+        let node = self.path_to(volume);
         let full = !self.pollers[node].waiting.is_empty();
-        if full || !self.admit(write)? {
+        if full || !self.admit(node, write)? {
             self.stats.back_pressure += 1;
             self.pollers[node].waiting.push_back(write);
         }
         self.settle(node)
+    }
+
+    /// The poller that a host sends a command for a volume to: the responsible one, or one of
+    /// another mover (G3).
+    fn path_to(&mut self, volume: usize) -> usize {
+        let owner = self.owners[volume].0;
+        if !self.host_rng.chance(self.profile.forward_ppm) {
+            return owner;
+        }
+        let pollers = usize::from(self.profile.pollers);
+        let mover = self.host_rng.below(u64::from(self.profile.primaries)) as usize;
+        mover * pollers + owner % pollers
     }
 
     /// A host is told the outcome of an update.

@@ -8,14 +8,14 @@ use super::cluster::{Cluster, EPOCH, Event};
 use super::node::{Poller, Unsent};
 use super::observer::{Verdict, Violation, ensure};
 use crate::mem::crc32c::crc32c;
-use crate::proto::command::{RecordRole, Token};
+use crate::proto::command::{RecordRole, Token, bytes_to_send};
 use crate::proto::link::{Body, Event as LinkEvent, SendError, Store, Transmit, Verdict as Heard};
 use crate::proto::message::Message;
 use crate::proto::primary::RecordVerdict;
 use crate::proto::types::{BufRef, ShardId};
 use crate::wire::message as wire;
 use crate::wire::packet::{PACKET_HEADER_BYTES, PacketHeader};
-use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader};
+use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader, UpdateInfo};
 use zerocopy::IntoBytes;
 
 /// Delay of a ring within a mover, nanoseconds.
@@ -198,7 +198,7 @@ impl Cluster {
                 Unsent::Message(bytes) => port.link.send_message(bytes),
                 Unsent::Record(role, buf, token) => {
                     let len = arena.get(*buf).map_or(0, |record| record.bytes.len());
-                    port.link.send_record(*role, *buf, len as u32, *token)
+                    port.link.send_record(*role, *buf, bytes_to_send(*role, len as u32), *token)
                 }
             };
             match sent {
@@ -237,7 +237,10 @@ impl Cluster {
         let now = self.queue.now();
         let room = match store.role {
             RecordRole::Transfer => Room::Own,
-            RecordRole::Mirror | RecordRole::SecondaryMirror => Room::Mirror,
+            RecordRole::Mirror
+            | RecordRole::SecondaryMirror
+            | RecordRole::Forward
+            | RecordRole::Numbered => Room::Mirror,
         };
         let node = &mut self.pollers[to];
         if store.payload_crc.is_some_and(|crc| crc != crc32c(payload)) {
@@ -275,7 +278,8 @@ impl Cluster {
         }
         let whole = UpdateHeader::check(&record.bytes).ok().filter(|info| {
             let payload = &record.bytes[UPDATE_HEADER_BYTES..];
-            info.payload_len as usize == payload.len()
+            let bytes = bytes_to_send(store.role, record_bytes(info)) as usize;
+            bytes == record.bytes.len()
                 && (payload.is_empty() || info.payload_crc == crc32c(payload))
         });
         let Some(info) = whole else {
@@ -317,7 +321,7 @@ impl Cluster {
         let Some(machines) = &mut node.node else { return Ok(false) };
         match machines.handle_record(now, source, role, &info, buf) {
             RecordVerdict::Kept => {
-                if to < self.primaries {
+                if to < self.primaries && role != RecordRole::Forward {
                     self.observer.stored(me.mover.0, &info)?;
                 }
                 Ok(true)
@@ -329,8 +333,23 @@ impl Cluster {
                 Ok(true)
             }
             RecordVerdict::Full => Ok(false),
+            RecordVerdict::Numbered { buf: numbered } => {
+                node.arena.remove(buf);
+                let record = node.arena.get_mut(numbered);
+                ensure!(0, record.is_some(), "{me} freed what it forwarded");
+                if let Some(record) = record {
+                    record.number(&info);
+                }
+                self.observer.stored(me.mover.0, &info)?;
+                Ok(true)
+            }
         }
     }
+}
+
+/// Header and payload of the record that `info` describes.
+fn record_bytes(info: &UpdateInfo) -> u32 {
+    UPDATE_HEADER_BYTES as u32 + info.payload_len
 }
 
 fn flip(bytes: &mut [u8], bit: Option<u64>) {

@@ -110,6 +110,10 @@ pub struct Profile {
     pub zero_ppm: u32,
     /// Updates with forced unit access, per million.
     pub fua_ppm: u32,
+    /// Updates that hosts send to any mover instead of the responsible one, per million (G3).
+    pub forward_ppm: u32,
+    /// Updates that a shard forwards at once.
+    pub forwards_max: u32,
     /// Blocks of each volume that most updates go to.
     pub hot_blocks: u32,
     /// Bytes of a poller's arena for records of its own.
@@ -165,6 +169,8 @@ pub struct Knobs {
     pub period_ns: Option<u64>,
     /// See [`Profile::journal_percent`].
     pub journal_percent: Option<u32>,
+    /// See [`Profile::forward_ppm`].
+    pub forward_ppm: Option<u32>,
     /// No network faults.
     pub calm_network: bool,
     /// No disk faults.
@@ -247,6 +253,8 @@ impl Profile {
             read_ppm: rng.pick(&[0, 100_000, 400_000]),
             zero_ppm: rng.pick(&[0, 100_000, 300_000]),
             fua_ppm: rng.pick(&[0, 100_000]),
+            forward_ppm: knobs.forward_ppm.unwrap_or(rng.pick(&[0, 100_000, 1_000_000])),
+            forwards_max: rng.pick(&[2, 16, 256]),
             hot_blocks: rng.between(1, u64::from(blocks)) as u32,
             own_bytes: rng.pick(&[2 << 10, 8 << 10, 64 << 10]),
             grant_bytes: rng.pick(&[1 << 10, 4 << 10, 64 << 10]),

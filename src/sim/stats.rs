@@ -15,6 +15,8 @@ pub struct Stats {
     pub reads: u64,
     /// Updates that had to wait for room (back-pressure).
     pub back_pressure: u64,
+    /// Updates taken by a mover that is not responsible for their volume.
+    pub forwarded: u64,
     /// Sets that the secondary committed.
     pub sets_committed: u64,
     /// Sets that the secondary applied.
@@ -104,6 +106,7 @@ each!(
     acknowledged,
     reads,
     back_pressure,
+    forwarded,
     sets_committed,
     sets_applied,
     sets_empty,

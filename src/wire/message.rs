@@ -5,7 +5,9 @@
 
 use crate::proto::limits::{FACTS_PER_PART, MESSAGE_BYTES_MAX};
 use crate::proto::message::{BrokenReason, FactsPart, Message, VolumeFacts};
-use crate::proto::types::{Epoch, GroupId, MapVersion, Seq, SetId, VolumeId};
+use crate::proto::types::{
+    Epoch, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId,
+};
 use alloc::vec::Vec;
 
 /// The envelope's version.
@@ -72,6 +74,8 @@ const RESUME: u8 = 13;
 const BROKEN: u8 = 14;
 const PAUSE_APPLY: u8 = 15;
 const JOURNAL_ROOM: u8 = 16;
+const FORWARDED: u8 = 17;
+const NOT_RESPONSIBLE: u8 = 18;
 
 /// Appends the encoded message to `out`, which the caller clears.
 pub fn encode(epoch: Epoch, message: &Message, out: &mut Vec<u8>) {
@@ -162,6 +166,18 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             out.push(u8::from(*scarce));
             JOURNAL_ROOM
         }
+        Message::Forwarded { forward, status } => {
+            out.extend_from_slice(&forward.0.to_le_bytes());
+            out.extend_from_slice(&[status.sct, status.sc]);
+            FORWARDED
+        }
+        Message::NotResponsible { forward, owner, map_version } => {
+            out.extend_from_slice(&forward.0.to_le_bytes());
+            out.extend_from_slice(&owner.mover.0.to_le_bytes());
+            out.extend_from_slice(&[owner.poller, 0]);
+            out.extend_from_slice(&map_version.0.to_le_bytes());
+            NOT_RESPONSIBLE
+        }
     }
 }
 
@@ -233,6 +249,20 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
         }
         PAUSE_APPLY => Message::PauseApply { group: r.group()?, paused: r.flag("paused")? },
         JOURNAL_ROOM => Message::JournalRoom { scarce: r.flag("scarce")? },
+        FORWARDED => {
+            let forward = ForwardId(r.u64()?);
+            Message::Forwarded { forward, status: NvmeStatus { sct: r.u8()?, sc: r.u8()? } }
+        }
+        NOT_RESPONSIBLE => {
+            let forward = ForwardId(r.u64()?);
+            let owner = ShardId::new(r.u16()?, r.u8()?);
+            match r.u8()? {
+                0 => {}
+                found => return Err(r.field("reserved", u64::from(found))),
+            }
+            let map_version = MapVersion(r.u32()?);
+            Message::NotResponsible { forward, owner, map_version }
+        }
         found => return Err(MessageError::Kind { found }),
     };
     if r.rest.is_empty() {
@@ -385,6 +415,16 @@ mod tests {
             (any::<u16>(), any::<bool>())
                 .prop_map(|(g, paused)| Message::PauseApply { group: GroupId(g), paused }),
             any::<bool>().prop_map(|scarce| Message::JournalRoom { scarce }),
+            (any::<u64>(), any::<u8>(), any::<u8>()).prop_map(|(f, sct, sc)| {
+                Message::Forwarded { forward: ForwardId(f), status: NvmeStatus { sct, sc } }
+            }),
+            (any::<u64>(), any::<u16>(), any::<u8>(), any::<u32>()).prop_map(|(f, m, p, v)| {
+                Message::NotResponsible {
+                    forward: ForwardId(f),
+                    owner: ShardId::new(m, p),
+                    map_version: MapVersion(v),
+                }
+            }),
         ]
     }
 

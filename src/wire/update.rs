@@ -3,7 +3,8 @@
 //! The payload follows it on the wire. `docs/wire-format.md` draws the bytes.
 
 use crate::proto::types::{
-    Epoch, Extent, GroupId, MapVersion, MoverId, Seq, SetId, ShardId, UpdateKind, VolumeId,
+    Epoch, Extent, ForwardId, GroupId, MapVersion, MoverId, Seq, SetId, ShardId, UpdateKind,
+    VolumeId,
 };
 use crate::wire::checksum::crc32c;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -46,7 +47,9 @@ pub struct UpdateHeader {
     list_seq: U64,
     time_ns: U64,
     time_error_ns: U32,
-    reserved1: [u8; 36],
+    reserved1: U32,
+    forward: U64,
+    reserved2: [u8; 24],
 }
 
 const _: () = assert!(size_of::<UpdateHeader>() == UPDATE_HEADER_BYTES);
@@ -88,6 +91,8 @@ pub struct UpdateInfo {
     pub time_ns: u64,
     /// Bound on the time stamp's error in nanoseconds.
     pub time_error_ns: u32,
+    /// What the mover that took it calls it, when that is not the responsible one (G3).
+    pub forward: ForwardId,
 }
 
 /// Why an update header was refused. All are counted by the receiver, none is acted upon.
@@ -158,7 +163,9 @@ impl UpdateHeader {
             list_seq: U64::new(info.list_seq),
             time_ns: U64::new(info.time_ns),
             time_error_ns: U32::new(info.time_error_ns),
-            reserved1: [0; 36],
+            reserved1: U32::ZERO,
+            forward: U64::new(info.forward.0),
+            reserved2: [0; 24],
         };
         header.header_crc = U32::new(crc32c(header.as_bytes()));
         header
@@ -231,6 +238,7 @@ impl UpdateHeader {
             list_seq: header.list_seq.get(),
             time_ns: header.time_ns.get(),
             time_error_ns: header.time_error_ns.get(),
+            forward: ForwardId(header.forward.get()),
         })
     }
 }
@@ -271,6 +279,7 @@ mod tests {
             list_seq: 9,
             time_ns: 10,
             time_error_ns: 11,
+            forward: ForwardId(12),
         }
     }
 
@@ -310,8 +319,8 @@ mod tests {
         assert_eq!(&bytes[40..56], b"\x06\x05\x04\x03\x02\x01\0\0\x14\x13\x12\x11\0\0\0\0");
         assert_eq!(&bytes[56..72], b"\x22\x21\0\0\0\0\0\0\x02\0\0\0\0\x10\0\0");
         assert_eq!(&bytes[72..88], b"\x09\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0");
-        assert_eq!(&bytes[88..92], b"\x0b\0\0\0");
-        assert!(bytes[92..].iter().all(|b| *b == 0));
+        assert_eq!(&bytes[88..104], b"\x0b\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0");
+        assert!(bytes[104..].iter().all(|b| *b == 0));
     }
 
     fn crc_of_zeroed(bytes: &[u8]) -> u32 {

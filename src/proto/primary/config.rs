@@ -19,13 +19,16 @@ pub struct PrimaryConfig {
     pub mirrors: Vec<MirrorPeer>,
     /// The groups.
     pub groups: Vec<GroupConfig>,
-    /// The volumes this shard is responsible for.
+    /// The volumes whose updates this shard may take: those it is responsible for, and those of
+    /// its mirror peers (G1, G3).
     pub volumes: Vec<VolumeConfig>,
     /// Updates retained at once, numbered and not confirmed; at most
     /// [`crate::proto::limits::RETAINED_UPDATES_MAX`].
     pub retained_max: u32,
     /// Mirror copies held at once for other shards.
     pub mirrored_max: u32,
+    /// Updates under way at once from here to shards that are responsible for them (G3).
+    pub forwards_max: u32,
     /// Records under way to one receiver at once; the link's own bound.
     pub in_flight_max: u32,
     /// A rule to break on purpose, in tests.
@@ -75,11 +78,13 @@ pub struct GroupConfig {
     pub numbering: Numbering,
 }
 
-/// A volume as its responsible shard sees it.
+/// A volume as the shards that take its updates see it.
 #[derive(Clone, Copy, Debug)]
 pub struct VolumeConfig {
     /// The volume.
     pub id: VolumeId,
+    /// The shard that is responsible for it: this one, or one of its mirror peers.
+    pub owner: ShardId,
     /// Its group.
     pub group: GroupId,
     /// Its block size in bytes.

@@ -20,6 +20,8 @@ pub struct Mirrored {
     pub from: ShardId,
     /// Its number turned out void.
     pub void: bool,
+    /// This shard took it itself (G3): the peer whose grant it is charged against, and the bytes.
+    pub(super) charge: Option<(u8, u32)>,
     next: u32,
 }
 
@@ -43,9 +45,10 @@ pub(super) struct MirrorStore {
 }
 
 impl MirrorStore {
-    pub(super) fn new(max: u32) -> Self {
+    /// A store of up to `max` copies for others, and `own` of forwarded updates.
+    pub(super) fn new(max: u32, own: u32) -> Self {
         Self {
-            slots: Vec::with_capacity(max as usize),
+            slots: Vec::with_capacity((max + own) as usize),
             free: NIL,
             used: 0,
             max,
@@ -55,7 +58,7 @@ impl MirrorStore {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.used == self.max
+        self.used >= self.max
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -66,8 +69,14 @@ impl MirrorStore {
         self.confirmed.iter().any(|(g, s)| *g == group && *s >= set)
     }
 
-    pub(super) fn insert(&mut self, from: ShardId, info: UpdateInfo, buf: BufRef) {
-        debug_assert!(!self.is_full());
+    /// Keeps a copy. The caller asked [`Self::is_full`], except for a record that is here anyway.
+    pub(super) fn insert(
+        &mut self,
+        from: ShardId,
+        info: UpdateInfo,
+        buf: BufRef,
+        charge: Option<(u8, u32)>,
+    ) {
         let known =
             self.sets.iter().rposition(|held| held.group == info.group && held.set == info.set);
         let index = known.unwrap_or_else(|| {
@@ -75,7 +84,7 @@ impl MirrorStore {
             self.sets.len() - 1
         });
         let held = &mut self.sets[index];
-        let copy = Mirrored { info, buf, from, void: false, next: held.head };
+        let copy = Mirrored { info, buf, from, void: false, charge, next: held.head };
         self.used += 1;
         held.head = if self.free == NIL {
             self.slots.push(copy);
@@ -104,8 +113,8 @@ impl MirrorStore {
         }
     }
 
-    /// Drops every copy of the group's sets up to `set`, handing the records to `free`.
-    pub(super) fn confirm(&mut self, group: GroupId, set: SetId, mut free: impl FnMut(BufRef)) {
+    /// Drops every copy of the group's sets up to `set`, handing each to `free`.
+    pub(super) fn confirm(&mut self, group: GroupId, set: SetId, mut free: impl FnMut(&Mirrored)) {
         match self.confirmed.iter_mut().find(|(g, _)| *g == group) {
             Some((_, last)) => *last = (*last).max(set),
             None => self.confirmed.push((group, set)),
@@ -120,7 +129,7 @@ impl MirrorStore {
             let mut slot = held.head;
             while slot != NIL {
                 let copy = &mut self.slots[slot as usize];
-                free(copy.buf);
+                free(copy);
                 let next = copy.next;
                 copy.next = self.free;
                 self.free = slot;

@@ -11,13 +11,17 @@
 //! It does not decide boundaries ([`crate::proto::boundary`]) nor move bytes.
 
 mod config;
+mod forward;
 mod mirror_store;
+mod number;
 mod peers;
 mod restart;
 mod room;
 mod sets;
 mod shard;
 mod slab;
+mod switch;
+mod take;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -25,6 +29,8 @@ mod view;
 
 pub use config::{GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
 pub use mirror_store::Mirrored;
+pub use number::HostUpdate;
 pub use room::{Admitted, Full};
-pub use shard::{HostUpdate, PrimaryShard, RecordVerdict};
+pub use shard::{PrimaryShard, RecordVerdict};
+pub use take::{Arrived, Stamp};
 pub use view::{GroupView, LedgerView, PrimaryCounters};

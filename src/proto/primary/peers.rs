@@ -34,12 +34,13 @@ impl Mirror {
     }
 }
 
-/// Picks `wanted` mirrors into a bit mask: those with the least load, or from `first` on in order.
-/// None when fewer can take the record now. `wanted` is small, so the selection is a plain scan.
+/// Picks `wanted` mirrors into a bit mask, none of them in `except`: those with the least load, or
+/// from `first` on in order. None when fewer can take the record now. `wanted` is small, so the selection is a plain scan.
 #[inline]
 pub(super) fn choose(
     mirrors: &[Mirror],
     wanted: u32,
+    except: u64,
     first: Option<u8>,
     record_bytes: u32,
     in_flight_max: u32,
@@ -50,7 +51,7 @@ pub(super) fn choose(
         for step in 0..mirrors.len() {
             let index = (step + usize::from(first.unwrap_or(0))) % mirrors.len();
             let mirror = &mirrors[index];
-            if chosen & 1 << index != 0 || !mirror.takes(record_bytes, in_flight_max) {
+            if (chosen | except) & 1 << index != 0 || !mirror.takes(record_bytes, in_flight_max) {
                 continue;
             }
             if first.is_some() {
@@ -112,16 +113,17 @@ mod tests {
     #[test]
     fn load_picks_the_least_loaded_that_are_up() {
         let mirrors = [mirror(500, true), mirror(100, true), mirror(0, false), mirror(300, true)];
-        assert_eq!(choose(&mirrors, 1, None, 10, 8), Some(0b0010));
-        assert_eq!(choose(&mirrors, 2, None, 10, 8), Some(0b1010));
-        assert_eq!(choose(&mirrors, 4, None, 10, 8), None);
-        assert_eq!(choose(&mirrors, 0, None, 10, 8), Some(0));
+        assert_eq!(choose(&mirrors, 1, 0, None, 10, 8), Some(0b0010));
+        assert_eq!(choose(&mirrors, 2, 0, None, 10, 8), Some(0b1010));
+        assert_eq!(choose(&mirrors, 4, 0, None, 10, 8), None);
+        assert_eq!(choose(&mirrors, 0, 0, None, 10, 8), Some(0));
+        assert_eq!(choose(&mirrors, 1, 0b0010, None, 10, 8), Some(0b1000), "not the forwarder");
     }
 
     #[test]
     fn partner_goes_on_to_the_next_when_the_partner_cannot() {
         let mirrors = [mirror(0, true), mirror(995, true), mirror(500, true)];
-        assert_eq!(choose(&mirrors, 1, Some(1), 10, 8), Some(0b100));
-        assert_eq!(choose(&mirrors, 1, Some(1), 5, 8), Some(0b010));
+        assert_eq!(choose(&mirrors, 1, 0, Some(1), 10, 8), Some(0b100));
+        assert_eq!(choose(&mirrors, 1, 0, Some(1), 5, 8), Some(0b010));
     }
 }

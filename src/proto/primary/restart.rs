@@ -1,5 +1,6 @@
 //! What a primary shard does when a peer, or a whole group, loses its memory.
 
+use super::forward::TAG_FORWARD;
 use super::shard::PrimaryShard;
 use super::slab::{NIL, RELEASED, SAFE};
 use crate::proto::command::{Command, RecordRole, Report};
@@ -17,8 +18,7 @@ impl PrimaryShard {
         }
         self.groups[index].broken = Some(reason);
         self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
-        let commands = &mut self.commands;
-        self.store.confirm(id, SetId(u64::MAX), |buf| commands.push_back(Command::Free { buf }));
+        self.drop_copies(id, SetId(u64::MAX));
         for set in self.groups[index].sets.iter_mut() {
             set.released = true;
             set.reported = true;
@@ -81,6 +81,7 @@ impl PrimaryShard {
     /// sends again what it held.
     fn mirror_restarted(&mut self, index: usize) {
         let bit = 1_u64 << index;
+        self.taker_restarted(index as u8);
         let mirror = &mut self.mirrors[index];
         mirror.up = true;
         mirror.in_flight = 0;
@@ -102,12 +103,17 @@ impl PrimaryShard {
                 self.mirrors[index].backlog.push_back(token);
             }
         }
+        self.forwards_lost(index as u8);
         self.send_again(index);
     }
 
     pub(super) fn send_again(&mut self, index: usize) {
         while self.mirrors[index].in_flight < self.in_flight_max {
             let Some(token) = self.mirrors[index].backlog.pop_front() else { return };
+            if (token.0 >> 32) as u8 == TAG_FORWARD {
+                self.mirrors[index].in_flight += u32::from(self.send_forward_again(token));
+                continue;
+            }
             let Some((slot, _)) = self.slab.resolve(token) else { continue };
             let update = self.slab.get_mut(slot);
             update.mirrors_travelling |= 1 << index;

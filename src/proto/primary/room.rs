@@ -7,6 +7,7 @@
 use super::config::MirrorPolicy;
 use super::peers::{Mirror, choose};
 use super::shard::PrimaryShard;
+use super::slab::HERE;
 use crate::proto::command::Command;
 use crate::proto::message::Message;
 
@@ -17,8 +18,10 @@ pub enum Full {
     NotStarted,
     /// As many updates are retained as there may be.
     Retained,
-    /// Not enough mirror targets have room.
+    /// Not enough mirror targets, or not the responsible shard, have room.
     Mirrors,
+    /// As many updates are forwarded as there may be.
+    Forwards,
 }
 
 /// The right to number one update, given by [`PrimaryShard::admit`] and good until the next input.
@@ -35,6 +38,21 @@ impl PrimaryShard {
     /// [`Full`] says what is short.
     #[inline]
     pub fn admit(&self, volume: u32, record_bytes: u32) -> Result<Admitted, Full> {
+        match self.volumes[volume as usize].owner {
+            HERE => self.admit_own(volume, record_bytes, None),
+            owner => self.admit_forward(owner, record_bytes).map(|()| Admitted { mirrors: 0 }),
+        }
+    }
+
+    /// The same for a volume of this shard; `origin` is the index of the mirror peer that took the
+    /// update, which holds a copy already.
+    #[inline]
+    pub(super) fn admit_own(
+        &self,
+        volume: u32,
+        record_bytes: u32,
+        origin: Option<u8>,
+    ) -> Result<Admitted, Full> {
         let group = &self.groups[self.volumes[volume as usize].group];
         if self.slab.is_full() {
             return Err(Full::Retained);
@@ -49,8 +67,12 @@ impl PrimaryShard {
             MirrorPolicy::Load => None,
             MirrorPolicy::Partner(index) => Some(index),
         };
-        choose(&self.mirrors, group.wanted_mirrors, first, record_bytes, self.in_flight_max)
-            .map(|mirrors| Admitted { mirrors })
+        let (taker, wanted) = match origin {
+            None => (0, group.wanted_mirrors),
+            Some(origin) => (1 << origin, group.wanted_mirrors.saturating_sub(1)),
+        };
+        choose(&self.mirrors, wanted, taker, first, record_bytes, self.in_flight_max)
+            .map(|mirrors| Admitted { mirrors: mirrors | taker })
             .ok_or(Full::Mirrors)
     }
 

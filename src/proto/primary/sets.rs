@@ -106,11 +106,20 @@ impl OwnSets {
         Some(open)
     }
 
+    /// Counts a record that this shard took for another one, and that has got its number, into the
+    /// set that it is in, if that is known here yet: its memory is free when that is confirmed.
+    pub(super) fn count_forward(&mut self, id: SetId, record_bytes: u32) {
+        if let Some(set) = self.get_mut(id) {
+            set.record_bytes += u64::from(record_bytes);
+            self.record_bytes += u64::from(record_bytes);
+        }
+    }
+
     /// Whether closing the open set early would free much: a good part of what is retained is in
     /// it. Otherwise the sets before it are under way to be confirmed, which frees more.
     pub(super) fn is_open_set_worth_closing(&self) -> bool {
         self.open()
-            .is_some_and(|open| open.head != NIL && 4 * open.record_bytes >= self.record_bytes)
+            .is_some_and(|open| open.record_bytes > 0 && 4 * open.record_bytes >= self.record_bytes)
     }
 
     /// The open set, if the first boundary has been.

@@ -1,21 +1,23 @@
 //! The primary shard: from a host update to its acknowledgement.
 
 use super::config::{MirrorPolicy, PrimaryConfig, VolumeConfig};
+use super::forward::{Forwards, TAG_FORWARD};
 use super::mirror_store::MirrorStore;
+use super::number::owner_index;
 use super::peers::{Mirror, Target, target_index};
-use super::room::Admitted;
 use super::sets::OwnSets;
 use super::slab::{
-    AT_BASE, DONE, FIRST_IN_RANGE, NIL, RELEASED, SAFE, Slab, TRAVELS, Update, VOID,
+    AT_BASE, DONE, FIRST_IN_RANGE, HERE, NOBODY, RELEASED, SAFE, Slab, TRAVELS, VOID,
 };
+use super::take::Arrived;
 use super::view::PrimaryCounters;
-use crate::proto::command::{Command, HostTag, PayloadAt, RecordRole, Report, Token};
-use crate::proto::message::{BrokenReason, FactsPart, Message};
-use crate::proto::ranges::{Admission as RangeAdmission, RangeOrder};
+use crate::proto::command::{Command, PayloadAt, RecordRole, Report, Token};
+use crate::proto::message::{BrokenReason, Message};
+use crate::proto::ranges::RangeOrder;
 use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{
-    BufRef, Epoch, Extent, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
-    VolumeId,
+    BufRef, Epoch, ForwardId, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId,
+    UpdateKind, VolumeId,
 };
 use crate::wire::update::UpdateInfo;
 use alloc::collections::VecDeque;
@@ -25,35 +27,6 @@ use alloc::vec::Vec;
 const TAG_BASE: u8 = 0xff;
 /// First token tag of a transfer.
 pub(super) const TAG_TARGET: u8 = 0x80;
-
-/// A write-nature host command whose record is in the arena.
-#[derive(Clone, Copy, Debug)]
-pub struct HostUpdate {
-    /// Names the host command.
-    pub tag: HostTag,
-    /// Index of the volume in [`PrimaryConfig::volumes`].
-    pub volume: u32,
-    /// What it does.
-    pub kind: UpdateKind,
-    /// Where.
-    pub extent: Extent,
-    /// Force unit access.
-    pub fua: bool,
-    /// Payload bytes.
-    pub payload_len: u32,
-    /// CRC-32C of the payload.
-    pub payload_crc: u32,
-    /// The record.
-    pub buf: BufRef,
-    /// What the record takes in an arena, header and padding included.
-    pub record_bytes: u32,
-    /// The next number of the mover's list; 0 unless the group numbers so (G7).
-    pub list_seq: u64,
-    /// Time stamp in nanoseconds since the Unix epoch; 0 when none.
-    pub time_ns: u64,
-    /// Bound on its error in nanoseconds.
-    pub time_error_ns: u32,
-}
 
 /// What became of a record that arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,11 +39,19 @@ pub enum RecordVerdict {
     StaleEpoch,
     /// There is no room; the caller frees it and does not acknowledge it.
     Full,
+    /// It is the numbered header of a record that is here: the caller copies it over that of
+    /// `buf`, frees what arrived and acknowledges it.
+    Numbered {
+        /// The record that has its number now.
+        buf: BufRef,
+    },
 }
 
 #[derive(Debug)]
 pub(super) struct Volume {
     pub(super) config: VolumeConfig,
+    /// [`HERE`], or the index of the mirror peer that is responsible.
+    pub(super) owner: u8,
     pub(super) group: usize,
     pub(super) target: Option<u8>,
     pub(super) next_seq: Seq,
@@ -89,19 +70,24 @@ pub(super) struct Group {
 /// The state machine. Owned by one poller.
 #[derive(Debug)]
 pub struct PrimaryShard {
-    me: ShardId,
+    pub(super) me: ShardId,
     pub(super) coordinator: ShardId,
-    epoch: Epoch,
-    map_version: MapVersion,
-    sabotage: Sabotage,
+    pub(super) epoch: Epoch,
+    pub(super) map_version: MapVersion,
+    pub(super) sabotage: Sabotage,
     pub(super) in_flight_max: u32,
     pub(super) slab: Slab,
     pub(super) volumes: Vec<Volume>,
+    /// Volume → its index in `volumes`, in order.
+    pub(super) by_id: Vec<(VolumeId, u32)>,
     pub(super) groups: Vec<Group>,
     pub(super) mirrors: Vec<Mirror>,
     pub(super) targets: Vec<Target>,
     pub(super) store: MirrorStore,
-    order: RangeOrder,
+    pub(super) forwards: Forwards,
+    /// Forwarded updates without a number, oldest first.
+    pub(super) arrived: VecDeque<Arrived>,
+    pub(super) order: RangeOrder,
     /// Slots that became first in their range, drained at once; kept for its memory.
     woken: Vec<u32>,
     pub(super) commands: VecDeque<Command>,
@@ -126,6 +112,7 @@ impl PrimaryShard {
             .iter()
             .map(|volume| Volume {
                 config: *volume,
+                owner: owner_index(config, volume.owner),
                 group: group_index(volume.group),
                 target: volume
                     .target
@@ -133,6 +120,9 @@ impl PrimaryShard {
                 next_seq: volume.next_seq,
             })
             .collect();
+        let mut by_id: Vec<(VolumeId, u32)> =
+            config.volumes.iter().zip(0..).map(|(volume, index)| (volume.id, index)).collect();
+        by_id.sort_unstable();
         let ids: Vec<VolumeId> = config.volumes.iter().map(|v| v.id).collect();
         let groups = config
             .groups
@@ -168,10 +158,13 @@ impl PrimaryShard {
             in_flight_max: config.in_flight_max,
             slab: Slab::new(config.retained_max),
             volumes,
+            by_id,
             groups,
             mirrors,
             targets,
-            store: MirrorStore::new(config.mirrored_max),
+            store: MirrorStore::new(config.mirrored_max, config.forwards_max),
+            forwards: Forwards::new(config.forwards_max),
+            arrived: VecDeque::with_capacity(config.forwards_max as usize),
             order: RangeOrder::with_capacity(1024),
             woken: Vec::with_capacity(64),
             commands: VecDeque::with_capacity(1024),
@@ -179,104 +172,13 @@ impl PrimaryShard {
         }
     }
 
-    /// Numbers an admitted update and sends its copies (G1, G2). The caller writes the header that
-    /// says what is returned before it carries out any command.
-    #[inline]
-    pub fn host_update(&mut self, admitted: Admitted, update: &HostUpdate) -> UpdateInfo {
-        let volume_index = update.volume as usize;
-        let volume = &mut self.volumes[volume_index];
-        let group = &mut self.groups[volume.group];
-        let seq = volume.next_seq;
-        volume.next_seq = seq.next();
-        let tracking = group.broken.is_some();
-        let set = if tracking { SetId(0) } else { group.sets.open().map_or(SetId(0), |s| s.id) };
-        let info = UpdateInfo {
-            kind: update.kind,
-            fua: update.fua,
-            payload_crc: update.payload_crc,
-            payload_len: update.payload_len,
-            volume: volume.config.id,
-            group: group.id,
-            origin: self.me.mover,
-            owner: self.me,
-            epoch: self.epoch,
-            map_version: self.map_version,
-            set,
-            seq,
-            extent: update.extent,
-            block_bytes: volume.config.block_bytes,
-            list_seq: update.list_seq,
-            time_ns: update.time_ns,
-            time_error_ns: update.time_error_ns,
-        };
-        let slot = self.slab.insert(Update {
-            seq,
-            set,
-            extent: update.extent,
-            buf: update.buf,
-            tag: update.tag,
-            mirrors: admitted.mirrors,
-            mirrors_pending: admitted.mirrors,
-            mirrors_travelling: admitted.mirrors,
-            payload_crc: update.payload_crc,
-            payload_len: update.payload_len,
-            record_bytes: update.record_bytes,
-            volume: update.volume,
-            next: NIL,
-            generation: 0,
-            kind: update.kind,
-            fua: update.fua,
-            flags: if tracking { RELEASED } else { 0 },
-        });
-        let mut crowded = self.slab.used() > self.slab.max() / 2;
-        if !tracking && let Some(open) = group.sets.add(volume_index, &info, update.record_bytes) {
-            self.slab.get_mut(slot).next = core::mem::replace(&mut open.head, slot);
-        }
-        match self.order.admit(slot, info.volume, update.extent) {
-            RangeAdmission::Ready => self.slab.get_mut(slot).flags |= FIRST_IN_RANGE,
-            RangeAdmission::Waits if self.sabotage.is(Sabotage::OverlapAtBase) => {
-                self.slab.get_mut(slot).flags |= FIRST_IN_RANGE;
-            }
-            RangeAdmission::Waits => self.counters.overlaps += 1,
-        }
-        let mut rest = admitted.mirrors;
-        while rest != 0 {
-            let index = rest.trailing_zeros();
-            rest &= rest - 1;
-            let mirror = &mut self.mirrors[index as usize];
-            mirror.in_flight += 1;
-            mirror.used_bytes += u64::from(update.record_bytes);
-            crowded |= mirror.used_bytes > mirror.budget_bytes / 2;
-            let token = self.slab.token(slot, index as u8);
-            let (to, buf) = (mirror.shard, update.buf);
-            self.commands.push_back(Command::SendRecord {
-                to,
-                role: RecordRole::Mirror,
-                buf,
-                token,
-            });
-        }
-        self.counters.updates += 1;
-        self.counters.bytes += u64::from(update.payload_len);
-        if crowded && !tracking {
-            self.ask_for_early_close(self.volumes[volume_index].group);
-        }
-        if admitted.mirrors == 0 {
-            self.became_safe(slot);
-        }
-        if self.sabotage.is(Sabotage::BaseBeforeMirror) {
-            self.try_base(slot);
-        }
-        if self.sabotage.is(Sabotage::AckBeforeMirror) {
-            let (tag, status) = (update.tag, NvmeStatus::SUCCESS);
-            self.commands.push_back(Command::CompleteHost { tag, status });
-        }
-        info
-    }
-
     /// The receiver of a record has stored it.
     #[inline]
     pub fn handle_delivered(&mut self, token: Token) {
+        if (token.0 >> 32) as u8 == TAG_FORWARD {
+            self.forward_delivered(token);
+            return;
+        }
         let Some((slot, tag)) = self.slab.resolve(token) else {
             debug_assert!(false, "a record is kept while it travels");
             self.counters.unexpected += 1;
@@ -305,7 +207,7 @@ impl PrimaryShard {
     /// As many movers as configured hold the update: it may go to the base (when its set is
     /// released) and to the secondary.
     #[inline]
-    fn became_safe(&mut self, slot: u32) {
+    pub(super) fn became_safe(&mut self, slot: u32) {
         self.slab.get_mut(slot).flags |= SAFE;
         self.try_base(slot);
         self.queue_transfer(slot);
@@ -395,8 +297,18 @@ impl PrimaryShard {
         let update = self.slab.get_mut(slot);
         update.flags |= DONE;
         let (tag, set, volume) = (update.tag, update.set, update.volume as usize);
-        self.counters.acknowledged += u64::from(status.is_ok());
-        self.commands.push_back(Command::CompleteHost { tag, status });
+        match update.origin {
+            HERE => {
+                self.counters.acknowledged += u64::from(status.is_ok());
+                self.commands.push_back(Command::CompleteHost { tag, status });
+            }
+            NOBODY => {}
+            peer => {
+                let to = self.mirrors[usize::from(peer)].shard;
+                let message = Message::Forwarded { forward: ForwardId(tag.0), status };
+                self.commands.push_back(Command::Send { to, message });
+            }
+        }
         let mut woken = core::mem::take(&mut self.woken);
         self.order.finish(slot, |ready| woken.push(ready));
         for ready in &woken {
@@ -417,19 +329,6 @@ impl PrimaryShard {
         self.free_if_unused(slot);
     }
 
-    fn report_closed(&mut self, group: usize) {
-        let group = &mut self.groups[group];
-        for set in group.sets.iter_mut() {
-            if set.switched && set.unfinished == 0 && !set.reported {
-                set.reported = true;
-                for facts in FactsPart::split(&set.facts()) {
-                    let message = Message::Closed { group: group.id, set: set.id, facts };
-                    self.commands.push_back(Command::Send { to: self.coordinator, message });
-                }
-            }
-        }
-    }
-
     /// Frees the slot and its record when its set is confirmed, the host was told, and no send
     /// refers to the record any more (invariant 8).
     #[inline]
@@ -439,6 +338,10 @@ impl PrimaryShard {
             return;
         }
         let (buf, bytes, mut rest) = (update.buf, update.record_bytes, update.mirrors);
+        if let Some(bit) = 1_u64.checked_shl(u32::from(update.origin)) {
+            // What was forwarded lies in memory of the taker's own.
+            rest &= !bit;
+        }
         while rest != 0 {
             self.mirrors[rest.trailing_zeros() as usize].used_bytes -= u64::from(bytes);
             rest &= rest - 1;
@@ -447,36 +350,13 @@ impl PrimaryShard {
         self.commands.push_back(Command::Free { buf });
     }
 
-    /// What the record of `slot` says.
-    fn info(&self, slot: u32) -> UpdateInfo {
-        let update = self.slab.get(slot);
-        let volume = &self.volumes[update.volume as usize].config;
-        UpdateInfo {
-            kind: update.kind,
-            fua: update.fua,
-            payload_crc: update.payload_crc,
-            payload_len: update.payload_len,
-            volume: volume.id,
-            group: volume.group,
-            origin: self.me.mover,
-            owner: self.me,
-            epoch: self.epoch,
-            map_version: self.map_version,
-            set: update.set,
-            seq: update.seq,
-            extent: update.extent,
-            block_bytes: volume.block_bytes,
-            list_seq: 0,
-            time_ns: 0,
-            time_error_ns: 0,
-        }
-    }
-
-    /// A record from another primary shard, stored and verified by the caller: a mirror copy.
+    /// A record from another primary shard, stored and verified by the caller: a mirror copy, an
+    /// update that it took for this shard, or the number of one that this shard took for it.
     #[inline]
     pub fn handle_record(
         &mut self,
         from: ShardId,
+        role: RecordRole,
         info: &UpdateInfo,
         buf: BufRef,
     ) -> RecordVerdict {
@@ -484,13 +364,21 @@ impl PrimaryShard {
             self.counters.stale_epoch += 1;
             return RecordVerdict::StaleEpoch;
         }
+        match role {
+            RecordRole::Mirror => {}
+            RecordRole::Forward => return self.take(from, info, buf),
+            RecordRole::Numbered => return self.forward_numbered(from, info),
+            RecordRole::Transfer | RecordRole::SecondaryMirror => {
+                return RecordVerdict::NotNeeded;
+            }
+        }
         if self.store.is_confirmed(info.group, info.set) {
             return RecordVerdict::NotNeeded;
         }
         if self.store.is_full() {
             return RecordVerdict::Full;
         }
-        self.store.insert(from, *info, buf);
+        self.store.insert(from, *info, buf, None);
         self.counters.mirrored += 1;
         RecordVerdict::Kept
     }
@@ -518,6 +406,9 @@ impl PrimaryShard {
             Message::Void { group, volume, set, seq } => self.store.void(group, set, volume, seq),
             Message::Resume { group, stored, .. } => self.resume_transfer(from, group, stored),
             Message::Broken { group, reason } => self.track(group, reason),
+            Message::Forwarded { .. } | Message::NotResponsible { .. } => {
+                self.handle_forwarding(from, &message);
+            }
             Message::Prepared { .. }
             | Message::Closed { .. }
             | Message::Manifest { .. }
@@ -534,97 +425,6 @@ impl PrimaryShard {
         let index = self.groups.iter().position(|g| g.id == id);
         self.counters.unexpected += u64::from(index.is_none());
         index
-    }
-
-    /// Whether acknowledgements of a group are held at a boundary.
-    #[inline]
-    #[must_use]
-    pub fn is_holding(&self) -> bool {
-        self.groups.iter().any(|group| group.sets.open().is_some_and(|open| !open.released))
-    }
-
-    /// Switches to `set` and holds it (invariant 5). A repeated word changes nothing but is
-    /// answered, since the answer may have been lost with a restart.
-    fn prepare(&mut self, now: Nanos, id: GroupId, set: SetId, map_version: MapVersion) {
-        let Some(index) = self.group_index(id) else { return };
-        if self.groups[index].broken.is_some() {
-            return;
-        }
-        let open = self.groups[index].sets.open().map_or(SetId(0), |s| s.id);
-        if set > open {
-            // All have switched to the set before, or this word would not have been sent.
-            self.release(now, index, open);
-            let sets = &mut self.groups[index].sets;
-            if let Some(open) = sets.open_mut() {
-                open.switched = true;
-            }
-            sets.push(set, now);
-            self.map_version = map_version;
-            self.commands.push_back(Command::Report(Report::SetOpened { group: id, set }));
-            if self.sabotage.is(Sabotage::ReleaseBeforeAllSwitched) {
-                self.release(now, index, set);
-            }
-        }
-        let message = Message::Prepared { group: id, set };
-        self.commands.push_back(Command::Send { to: self.coordinator, message });
-        self.report_closed(index);
-    }
-
-    fn release(&mut self, now: Nanos, index: usize, set: SetId) {
-        let group = &mut self.groups[index];
-        let id = group.id;
-        let Some(own) = group.sets.get_mut(set) else { return };
-        if own.released {
-            return;
-        }
-        own.released = true;
-        let held_ns = now.since(own.opened_at);
-        let mut slot = own.head;
-        self.commands.push_back(Command::Report(Report::Held { group: id, set, held_ns }));
-        // Oldest first is not needed: those that overlap wait for one another by themselves.
-        while slot != NIL {
-            let next = self.slab.get(slot).next;
-            self.try_base(slot);
-            slot = next;
-        }
-    }
-
-    /// The secondary has all sets up to `set`: their records may go here, the held copies too.
-    fn confirm(&mut self, id: GroupId, set: SetId) {
-        let commands = &mut self.commands;
-        self.store.confirm(id, set, |buf| commands.push_back(Command::Free { buf }));
-        let Some(index) = self.group_index(id) else { return };
-        self.groups[index].confirmed = self.groups[index].confirmed.max(set);
-        while let Some(own) = self.groups[index].sets.pop_through(set) {
-            self.let_go(own.head);
-            self.groups[index].sets.recycle(own);
-        }
-    }
-
-    pub(super) fn let_go(&mut self, head: u32) {
-        let mut slot = head;
-        while slot != NIL {
-            let update = self.slab.get_mut(slot);
-            let next = core::mem::replace(&mut update.next, NIL);
-            update.flags |= RELEASED;
-            self.free_if_unused(slot);
-            slot = next;
-        }
-    }
-
-    /// The slots of all updates in sets, older sets first, older updates first.
-    pub(super) fn retained_slots(&self) -> Vec<u32> {
-        let mut slots = Vec::new();
-        for set in self.groups.iter().flat_map(|g| g.sets.iter()) {
-            let start = slots.len();
-            let mut slot = set.head;
-            while slot != NIL {
-                slots.push(slot);
-                slot = self.slab.get(slot).next;
-            }
-            slots[start..].reverse();
-        }
-        slots
     }
 
     /// The next thing to do, in order.

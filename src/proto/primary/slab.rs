@@ -10,6 +10,11 @@ use alloc::vec::Vec;
 /// No slot: the end of a list.
 pub(super) const NIL: u32 = u32::MAX;
 
+/// [`Update::origin`]: this shard took it from its source.
+pub(super) const HERE: u8 = u8::MAX;
+/// [`Update::origin`]: the shard that forwarded it has lost its memory; nobody waits.
+pub(super) const NOBODY: u8 = u8::MAX - 1;
+
 /// Enough copies hold the update.
 pub(super) const SAFE: u8 = 1;
 /// No earlier overlapping update is still on its way to the base.
@@ -34,7 +39,10 @@ pub(super) struct Update {
     pub set: SetId,
     pub extent: Extent,
     pub buf: BufRef,
+    /// Names the source's command: here, or a [`ForwardId`] where it waits.
     pub tag: HostTag,
+    /// Index of the mirror that forwarded it, or [`HERE`], or [`NOBODY`].
+    pub origin: u8,
     /// Bit i: `mirrors[i]` was sent a copy.
     pub mirrors: u64,
     /// Bit i: `mirrors[i]` has not yet stored it.
@@ -161,6 +169,7 @@ mod tests {
             extent: Extent { lba: 0, blocks: 1 },
             buf: BufRef(0),
             tag: HostTag(0),
+            origin: HERE,
             mirrors: 0,
             mirrors_pending: 0,
             mirrors_travelling: 0,

@@ -11,6 +11,8 @@ use crate::proto::types::{
 };
 use crate::wire::update::{UpdateInfo, digest_of};
 
+mod forwarding;
+
 const P1: ShardId = ShardId::new(1, 0);
 const P2: ShardId = ShardId::new(2, 0);
 const S1: ShardId = ShardId::new(11, 0);
@@ -36,6 +38,7 @@ fn config(me: ShardId, other: ShardId, copies: u8) -> PrimaryConfig {
         }],
         volumes: vec![VolumeConfig {
             id: VolumeId(u32::from(me.mover.0)),
+            owner: me,
             group: G,
             block_bytes: 4096,
             has_base: true,
@@ -44,6 +47,7 @@ fn config(me: ShardId, other: ShardId, copies: u8) -> PrimaryConfig {
         }],
         retained_max: 64,
         mirrored_max: 64,
+        forwards_max: 8,
         in_flight_max: 16,
         unclean: false,
         sabotage: Sabotage::None,
@@ -319,13 +323,22 @@ fn copies_for_others_are_kept_until_their_set_is_confirmed() {
     let mut source = started(2);
     let mut holder = shard(P2, P1, 2);
     let info = write(&mut source, 1, 100);
-    assert_eq!(holder.handle_record(P1, &info, BufRef(50)), RecordVerdict::Kept);
+    assert_eq!(
+        holder.handle_record(P1, RecordRole::Mirror, &info, BufRef(50)),
+        RecordVerdict::Kept
+    );
     assert_eq!(holder.mirrored().count(), 1);
     let stale = UpdateInfo { epoch: Epoch(0), ..info };
-    assert_eq!(holder.handle_record(P1, &stale, BufRef(51)), RecordVerdict::StaleEpoch);
+    assert_eq!(
+        holder.handle_record(P1, RecordRole::Mirror, &stale, BufRef(51)),
+        RecordVerdict::StaleEpoch
+    );
     confirm(&mut holder, 1);
     assert_eq!(freed(&commands(&mut holder)), [50]);
-    assert_eq!(holder.handle_record(P1, &info, BufRef(52)), RecordVerdict::NotNeeded);
+    assert_eq!(
+        holder.handle_record(P1, RecordRole::Mirror, &info, BufRef(52)),
+        RecordVerdict::NotNeeded
+    );
 }
 
 #[test]

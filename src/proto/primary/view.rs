@@ -2,8 +2,8 @@
 
 use super::config::{Numbering, PrimaryConfig};
 use super::mirror_store::Mirrored;
-use super::shard::PrimaryShard;
-use super::slab::{DONE, TRANSFERRED, VOID};
+use super::shard::{PrimaryShard, Volume};
+use super::slab::{DONE, HERE, NOBODY, TRANSFERRED, VOID};
 use crate::proto::message::BrokenReason;
 use crate::proto::types::{Extent, GroupId, Seq, SetId, ShardId, UpdateKind, VolumeId};
 use alloc::vec::Vec;
@@ -19,6 +19,14 @@ pub struct PrimaryCounters {
     pub acknowledged: u64,
     /// Copies of other shards' updates taken in.
     pub mirrored: u64,
+    /// Updates of volumes of others, forwarded to them (G3).
+    pub forwarded: u64,
+    /// Of these, rejected by a shard that was not responsible (G4).
+    pub rejected: u64,
+    /// Updates of own volumes that other movers took, numbered here (G3).
+    pub taken: u64,
+    /// Updates rejected because this shard is not responsible (G4).
+    pub misdirected: u64,
     /// Numbers that became void.
     pub voids: u64,
     /// Updates that waited for an earlier overlapping one.
@@ -57,6 +65,8 @@ pub struct LedgerView {
     pub kind: UpdateKind,
     /// Where.
     pub extent: Extent,
+    /// The shard that took it from its source, when not this one and not restarted since (G3).
+    pub taken_by: Option<ShardId>,
     /// The shards that were sent a copy, and whether they have stored it.
     pub mirrored_to: Vec<(ShardId, bool)>,
     /// The secondary shard, and whether it has stored the record.
@@ -68,6 +78,11 @@ pub struct LedgerView {
 }
 
 impl PrimaryShard {
+    /// The volumes that this shard is responsible for, with their indices.
+    fn own(&self) -> impl Iterator<Item = (usize, &Volume)> {
+        self.volumes.iter().enumerate().filter(|(_, volume)| volume.owner == HERE)
+    }
+
     /// Counts since launch.
     #[must_use]
     pub fn counters(&self) -> PrimaryCounters {
@@ -83,17 +98,17 @@ impl PrimaryShard {
     /// Whether nothing is retained: a clean stop loses nothing.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.slab.used() == 0
+        self.slab.used() == 0 && self.forwards.used() == 0 && self.arrived.is_empty()
     }
 
     /// The number of each volume's next update, for the store.
     pub fn next_seqs(&self) -> impl Iterator<Item = (VolumeId, Seq)> {
-        self.volumes.iter().map(|v| (v.config.id, v.next_seq))
+        self.own().map(|(_, volume)| (volume.config.id, volume.next_seq))
     }
 
     /// Payload bytes of each volume's updates that the secondary has not confirmed.
     pub fn retained_bytes(&self) -> impl Iterator<Item = (VolumeId, u64)> {
-        self.volumes.iter().enumerate().map(|(index, volume)| {
+        self.own().map(|(index, volume)| {
             let sets = self.groups[volume.group].sets.iter();
             (volume.config.id, sets.map(|set| set.bytes(index)).sum())
         })
@@ -135,6 +150,10 @@ impl PrimaryShard {
             set: update.set,
             kind: update.kind,
             extent: update.extent,
+            taken_by: match update.origin {
+                HERE | NOBODY => None,
+                peer => Some(self.mirrors[usize::from(peer)].shard),
+            },
             mirrored_to,
             target: volume.config.target.map(|shard| (shard, update.has(TRANSFERRED))),
             acknowledged: update.has(DONE) && !update.has(VOID),

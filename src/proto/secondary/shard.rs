@@ -170,7 +170,9 @@ impl SecondaryShard {
                 match role {
                     RecordRole::Transfer => self.take_own(now, info, buf),
                     RecordRole::SecondaryMirror => self.take_kept(info, buf),
-                    RecordRole::Mirror => Err(Refusal::Role),
+                    RecordRole::Mirror | RecordRole::Forward | RecordRole::Numbered => {
+                        Err(Refusal::Role)
+                    }
                 }
             };
         match result {

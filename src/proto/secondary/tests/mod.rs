@@ -75,6 +75,7 @@ fn update(set: u64, seq: u64, lba: u64, blocks: u32) -> UpdateInfo {
         list_seq: 0,
         time_ns: 0,
         time_error_ns: 0,
+        forward: crate::proto::types::ForwardId(0),
     }
 }
 

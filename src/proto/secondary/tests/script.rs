@@ -141,5 +141,6 @@ pub(super) fn update(
         list_seq: 0,
         time_ns: 0,
         time_error_ns: 0,
+        forward: crate::proto::types::ForwardId(0),
     }
 }

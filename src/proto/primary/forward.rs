@@ -1,0 +1,366 @@
+//! Updates that this shard took for volumes that others are responsible for (G3), from their
+//! source's command to its answer.
+//!
+//! The record goes to the responsible shard, and comes back as a header with a number. From then
+//! on the record here is a mirror copy (invariant 1 b) in [`super::mirror_store`]. The source is
+//! answered when the responsible shard says that the update has its fate. A record is charged
+//! against what the responsible shard granted, as a mirror copy there would be.
+
+use super::number::HostUpdate;
+use super::peers::Mirror;
+use super::room::Full;
+use super::shard::{PrimaryShard, RecordVerdict};
+use crate::proto::command::{Command, HostTag, RecordRole, Token};
+use crate::proto::message::Message;
+use crate::proto::types::{
+    BufRef, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId,
+};
+use crate::wire::update::UpdateInfo;
+use alloc::vec::Vec;
+
+/// Token tag of a forwarded record.
+pub(super) const TAG_FORWARD: u8 = 0xfe;
+const NIL: u32 = u32::MAX;
+
+/// One forwarded update.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Forward {
+    tag: HostTag,
+    buf: BufRef,
+    record_bytes: u32,
+    /// Index into the shard's volumes.
+    volume: u32,
+    /// Index of the mirror peer that it went to.
+    to: u8,
+    /// The link refers to the record.
+    travels: bool,
+    /// It has its number: the record is in the mirror store, too.
+    numbered: bool,
+    /// The source was told.
+    answered: bool,
+    /// The mirror store needs the record no more.
+    dropped: bool,
+    /// It is for this mirror peer; sent once the link does not refer to the record any more.
+    redirect: Option<u8>,
+    generation: u32,
+    next: u32,
+}
+
+/// The forwarded updates: a slab with generations, like [`super::slab`].
+#[derive(Debug)]
+pub(super) struct Forwards {
+    slots: Vec<Forward>,
+    free: u32,
+    used: u32,
+    max: u32,
+}
+
+impl Forwards {
+    pub(super) fn new(max: u32) -> Self {
+        Self { slots: Vec::with_capacity(max as usize), free: NIL, used: 0, max }
+    }
+
+    pub(super) fn used(&self) -> u32 {
+        self.used
+    }
+
+    fn insert(&mut self, mut forward: Forward) -> u32 {
+        debug_assert!(self.used < self.max);
+        self.used += 1;
+        if self.free == NIL {
+            forward.generation = 1;
+            self.slots.push(forward);
+            return (self.slots.len() - 1) as u32;
+        }
+        let slot = self.free;
+        let place = &mut self.slots[slot as usize];
+        self.free = place.next;
+        forward.generation = place.generation.wrapping_add(1) & 0x00ff_ffff;
+        *place = forward;
+        slot
+    }
+
+    fn remove(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize];
+        place.generation = place.generation.wrapping_add(1) & 0x00ff_ffff;
+        place.next = self.free;
+        self.free = slot;
+        self.used -= 1;
+    }
+
+    fn token(&self, slot: u32) -> Token {
+        let generation = u64::from(self.slots[slot as usize].generation);
+        Token(generation << 40 | u64::from(TAG_FORWARD) << 32 | u64::from(slot))
+    }
+
+    fn id(&self, slot: u32) -> ForwardId {
+        // Never 0: a slot in use has an odd generation.
+        ForwardId(u64::from(self.slots[slot as usize].generation) << 32 | u64::from(slot))
+    }
+
+    fn find(&self, id: ForwardId) -> Option<u32> {
+        self.alive(id.0 as u32, id.0 >> 32)
+    }
+
+    fn resolve(&self, token: Token) -> Option<u32> {
+        self.alive(token.0 as u32, token.0 >> 40)
+    }
+
+    fn alive(&self, slot: u32, generation: u64) -> Option<u32> {
+        let place = self.slots.get(slot as usize)?;
+        (generation & 1 == 1 && u64::from(place.generation) == generation).then_some(slot)
+    }
+
+    /// The slots in use that went to the peer at `to`. Walks the slab: for restarts.
+    fn sent_to(&self, to: u8) -> Vec<u32> {
+        let all = self.slots.iter().enumerate();
+        all.filter(|(_, f)| f.generation & 1 == 1 && f.to == to).map(|(s, _)| s as u32).collect()
+    }
+
+    /// The mirror store drops the copy that `info` describes. True when its record is still
+    /// needed here.
+    pub(super) fn keeps(&mut self, info: &UpdateInfo, buf: BufRef) -> bool {
+        let Some(slot) = self.find(info.forward) else { return false };
+        let forward = &mut self.slots[slot as usize];
+        let same = forward.buf == buf && forward.numbered;
+        forward.dropped |= same;
+        same
+    }
+}
+
+impl PrimaryShard {
+    /// Whether an update for a volume of the peer at `owner` can be forwarded now.
+    pub(super) fn admit_forward(&self, owner: u8, record_bytes: u32) -> Result<(), Full> {
+        let peer: &Mirror = &self.mirrors[usize::from(owner)];
+        if self.forwards.used == self.forwards.max {
+            Err(Full::Forwards)
+        } else if peer.takes(record_bytes, self.in_flight_max) {
+            Ok(())
+        } else {
+            Err(Full::Mirrors)
+        }
+    }
+
+    /// Sends an update to the responsible shard.
+    #[inline(never)]
+    pub(super) fn forward(&mut self, owner: u8, update: &HostUpdate) -> UpdateInfo {
+        let slot = self.forwards.insert(Forward {
+            tag: update.tag,
+            buf: update.buf,
+            record_bytes: update.record_bytes,
+            volume: update.volume,
+            to: owner,
+            travels: true,
+            numbered: false,
+            answered: false,
+            dropped: false,
+            redirect: None,
+            generation: 0,
+            next: NIL,
+        });
+        let (id, token) = (self.forwards.id(slot), self.forwards.token(slot));
+        let peer = &mut self.mirrors[usize::from(owner)];
+        peer.in_flight += 1;
+        peer.used_bytes += u64::from(update.record_bytes);
+        let (to, crowded) = (peer.shard, peer.used_bytes > peer.budget_bytes / 2);
+        let (role, buf) = (RecordRole::Forward, update.buf);
+        self.commands.push_back(Command::SendRecord { to, role, buf, token });
+        self.counters.forwarded += 1;
+        let volume = &self.volumes[update.volume as usize];
+        let group = volume.group;
+        let info = UpdateInfo {
+            kind: update.kind,
+            fua: update.fua,
+            payload_crc: update.payload_crc,
+            payload_len: update.payload_len,
+            volume: volume.config.id,
+            group: volume.config.group,
+            origin: self.me.mover,
+            owner: to,
+            epoch: self.epoch,
+            map_version: self.map_version,
+            set: SetId(0),
+            seq: Seq(0),
+            extent: update.extent,
+            block_bytes: volume.config.block_bytes,
+            list_seq: 0,
+            time_ns: 0,
+            time_error_ns: 0,
+            forward: id,
+        };
+        if crowded && self.groups[group].broken.is_none() {
+            self.ask_for_early_close(group);
+        }
+        info
+    }
+
+    /// The responsible shard has stored a forwarded record.
+    pub(super) fn forward_delivered(&mut self, token: Token) {
+        let Some(slot) = self.forwards.resolve(token) else {
+            debug_assert!(false, "a forwarded record is kept while it travels");
+            self.counters.unexpected += 1;
+            return;
+        };
+        let forward = &mut self.forwards.slots[slot as usize];
+        forward.travels = false;
+        let to = usize::from(forward.to);
+        self.mirrors[to].in_flight -= 1;
+        self.redirect(slot);
+        self.settle_forward(slot);
+        if !self.mirrors[to].backlog.is_empty() {
+            self.send_again(to);
+        }
+    }
+
+    /// The number of a forwarded update arrived.
+    pub(super) fn forward_numbered(&mut self, from: ShardId, info: &UpdateInfo) -> RecordVerdict {
+        let Some(slot) = self.forwards.find(info.forward) else { return RecordVerdict::NotNeeded };
+        let forward = &mut self.forwards.slots[slot as usize];
+        let expected = self.mirrors[usize::from(forward.to)].shard == from
+            && self.volumes[forward.volume as usize].config.id == info.volume;
+        if !expected || forward.numbered || self.store.is_confirmed(info.group, info.set) {
+            return RecordVerdict::NotNeeded;
+        }
+        forward.numbered = true;
+        let (buf, charge) = (forward.buf, Some((forward.to, forward.record_bytes)));
+        let (group, bytes) = (self.volumes[forward.volume as usize].group, forward.record_bytes);
+        self.store.insert(from, *info, buf, charge);
+        self.groups[group].sets.count_forward(info.set, bytes);
+        RecordVerdict::Numbered { buf }
+    }
+
+    /// A forwarded update has its fate: the source is told.
+    pub(super) fn forward_answered(&mut self, from: ShardId, id: ForwardId, status: NvmeStatus) {
+        match self.forwards.find(id) {
+            Some(slot) if self.went_to(slot, from) => self.answer(slot, status),
+            _ => self.counters.unexpected += 1,
+        }
+    }
+
+    fn went_to(&self, slot: u32, shard: ShardId) -> bool {
+        let forward = &self.forwards.slots[slot as usize];
+        !forward.answered && self.mirrors[usize::from(forward.to)].shard == shard
+    }
+
+    fn answer(&mut self, slot: u32, status: NvmeStatus) {
+        let forward = &mut self.forwards.slots[slot as usize];
+        forward.answered = true;
+        let tag = forward.tag;
+        self.counters.acknowledged += u64::from(status.is_ok());
+        self.commands.push_back(Command::CompleteHost { tag, status });
+        self.settle_forward(slot);
+    }
+
+    /// Lets go of a forward that was answered and whose record does not travel.
+    fn settle_forward(&mut self, slot: u32) {
+        let forward = self.forwards.slots[slot as usize];
+        if !forward.answered || forward.travels {
+            return;
+        }
+        self.forwards.remove(slot);
+        if !forward.numbered || forward.dropped {
+            // The mirror store has none, or has none any more.
+            let peer = &mut self.mirrors[usize::from(forward.to)];
+            peer.used_bytes -= u64::from(forward.record_bytes);
+            self.commands.push_back(Command::Free { buf: forward.buf });
+        }
+    }
+
+    /// The shard that an update was forwarded to is not responsible (G4): it goes to the one that
+    /// is, or its source tries again.
+    pub(super) fn forward_rejected(
+        &mut self,
+        from: ShardId,
+        id: ForwardId,
+        owner: ShardId,
+        map_version: MapVersion,
+    ) {
+        let slot = self.forwards.find(id).filter(|slot| self.went_to(*slot, from));
+        let Some(slot) = slot else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        self.counters.rejected += 1;
+        let known = self.mirrors.iter().position(|m| m.shard == owner && m.shard != from);
+        let forward = &mut self.forwards.slots[slot as usize];
+        match known {
+            Some(index) if map_version >= self.map_version => {
+                self.volumes[forward.volume as usize].owner = index as u8;
+                forward.redirect = Some(index as u8);
+                self.redirect(slot);
+            }
+            _ => self.answer(slot, NvmeStatus::ANA_TRANSITION),
+        }
+    }
+
+    /// Sends a rejected update to the shard that is responsible, once its record does not travel.
+    fn redirect(&mut self, slot: u32) {
+        let forward = &mut self.forwards.slots[slot as usize];
+        if forward.travels {
+            return;
+        }
+        let Some(to) = forward.redirect.take() else { return };
+        let bytes = u64::from(forward.record_bytes);
+        self.mirrors[usize::from(forward.to)].used_bytes -= bytes;
+        self.mirrors[usize::from(to)].used_bytes += bytes;
+        forward.to = to;
+        let token = self.forwards.token(slot);
+        self.mirrors[usize::from(to)].backlog.push_back(token);
+        self.send_again(usize::from(to));
+    }
+
+    /// Sends a forwarded record again. False when nobody waits for it any more.
+    pub(super) fn send_forward_again(&mut self, token: Token) -> bool {
+        let Some(slot) = self.forwards.resolve(token) else { return false };
+        let forward = &mut self.forwards.slots[slot as usize];
+        forward.travels = true;
+        let (to, buf) = (self.mirrors[usize::from(forward.to)].shard, forward.buf);
+        let role = RecordRole::Forward;
+        self.commands.push_back(Command::SendRecord { to, role, buf, token });
+        true
+    }
+
+    /// The responsible shard at `index` lost its memory. What it had numbered is in nobody's hands
+    /// and its source tries again; the rest is sent again.
+    pub(super) fn forwards_lost(&mut self, index: u8) {
+        for slot in self.forwards.sent_to(index) {
+            let forward = &mut self.forwards.slots[slot as usize];
+            forward.travels = false;
+            if forward.answered {
+                self.settle_forward(slot);
+            } else if forward.numbered {
+                self.answer(slot, NvmeStatus::ANA_TRANSITION);
+            } else if forward.redirect.is_some() {
+                self.redirect(slot);
+            } else {
+                let token = self.forwards.token(slot);
+                self.mirrors[usize::from(index)].backlog.push_back(token);
+            }
+        }
+    }
+
+    /// Copies here of the group's sets up to `set` are needed no more (invariant 8).
+    pub(super) fn drop_copies(&mut self, group: GroupId, set: SetId) {
+        let Self { store, forwards, mirrors, commands, .. } = self;
+        store.confirm(group, set, |copy| {
+            if copy.charge.is_some() && forwards.keeps(&copy.info, copy.buf) {
+                return;
+            }
+            if let Some((peer, bytes)) = copy.charge {
+                mirrors[usize::from(peer)].used_bytes -= u64::from(bytes);
+            }
+            commands.push_back(Command::Free { buf: copy.buf });
+        });
+    }
+
+    /// The messages of forwarding.
+    pub(super) fn handle_forwarding(&mut self, from: ShardId, message: &Message) {
+        match *message {
+            Message::Forwarded { forward, status } => self.forward_answered(from, forward, status),
+            Message::NotResponsible { forward, owner, map_version } => {
+                self.forward_rejected(from, forward, owner, map_version);
+            }
+            _ => self.counters.unexpected += 1,
+        }
+    }
+}

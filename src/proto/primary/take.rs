@@ -1,0 +1,128 @@
+//! Updates that other movers took for volumes this shard is responsible for (G3): they arrive,
+//! are numbered like its own, and their takers are told.
+//!
+//! The taker's record counts as a mirror copy once the number is stored there, so the base is not
+//! written before: otherwise a take-over could order the update anew (invariant 2).
+
+use super::number::HostUpdate;
+use super::room::Admitted;
+use super::shard::{PrimaryShard, RecordVerdict};
+use super::slab::NOBODY;
+use crate::proto::command::{Command, HostTag};
+use crate::proto::message::Message;
+use crate::proto::types::{BufRef, ShardId};
+use crate::wire::update::UpdateInfo;
+use alloc::vec::Vec;
+
+/// A forwarded update that has no number yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrived {
+    /// What its record says.
+    pub info: UpdateInfo,
+    /// The record.
+    pub buf: BufRef,
+    /// Index of the volume in [`super::PrimaryConfig::volumes`].
+    pub volume: u32,
+    /// Index of the mirror peer that took it.
+    pub(super) from: u8,
+}
+
+/// What the caller adds to a forwarded update when it is numbered.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp {
+    /// What the record takes in an arena, header and padding included.
+    pub record_bytes: u32,
+    /// Time stamp in nanoseconds since the Unix epoch; 0 when none.
+    pub time_ns: u64,
+    /// Bound on its error in nanoseconds.
+    pub time_error_ns: u32,
+}
+
+impl PrimaryShard {
+    /// A record that another shard took for one of this shard's volumes.
+    pub(super) fn take(&mut self, from: ShardId, info: &UpdateInfo, buf: BufRef) -> RecordVerdict {
+        let Some(peer) = self.mirrors.iter().position(|m| m.shard == from) else {
+            self.counters.unexpected += 1;
+            return RecordVerdict::NotNeeded;
+        };
+        match self.volume_index(info.volume) {
+            Some(volume) if self.is_responsible(volume) => {
+                let from = peer as u8;
+                self.arrived.push_back(Arrived { info: *info, buf, volume, from });
+                RecordVerdict::Kept
+            }
+            known => {
+                let owner = known.map_or(self.me, |volume| self.owner_of(volume));
+                let (forward, map_version) = (info.forward, self.map_version);
+                let message = Message::NotResponsible { forward, owner, map_version };
+                self.counters.misdirected += 1;
+                self.commands.push_back(Command::Send { to: from, message });
+                RecordVerdict::NotNeeded
+            }
+        }
+    }
+
+    /// The forwarded update that is numbered next, if any waits.
+    #[inline]
+    #[must_use]
+    pub fn next_arrived(&self) -> Option<&Arrived> {
+        self.arrived.front()
+    }
+
+    /// Numbers [`Self::next_arrived`] if there is room for it; `list_seq` draws the next number of
+    /// the mover's list, or says 0 when the group does not number so (G7). The caller writes the
+    /// header that says what is returned into the record before it carries out any command.
+    pub fn number_arrived(
+        &mut self,
+        stamp: &Stamp,
+        list_seq: impl FnOnce() -> u64,
+    ) -> Option<(BufRef, UpdateInfo)> {
+        let Arrived { info, buf, volume, from } = *self.arrived.front()?;
+        let Ok(Admitted { mirrors }) = self.admit_own(volume, stamp.record_bytes, Some(from))
+        else {
+            self.handle_refused();
+            return None;
+        };
+        self.arrived.pop_front();
+        let update = HostUpdate {
+            tag: HostTag(info.forward.0),
+            volume,
+            kind: info.kind,
+            extent: info.extent,
+            fua: info.fua,
+            payload_len: info.payload_len,
+            payload_crc: info.payload_crc,
+            buf,
+            record_bytes: stamp.record_bytes,
+            list_seq: list_seq(),
+            time_ns: stamp.time_ns,
+            time_error_ns: stamp.time_error_ns,
+        };
+        self.counters.taken += 1;
+        Some((buf, self.number(mirrors, &update, from)))
+    }
+
+    /// The peer at `index` lost its memory: nobody waits for what it forwarded. What has no number
+    /// is dropped, the rest goes on; its copies there are gone like others.
+    pub(super) fn taker_restarted(&mut self, index: u8) {
+        let commands = &mut self.commands;
+        self.arrived.retain(|arrived| {
+            if arrived.from == index {
+                commands.push_back(Command::Free { buf: arrived.buf });
+            }
+            arrived.from != index
+        });
+        let slots: Vec<u32> = self.slab.used_slots().collect();
+        for slot in slots {
+            let update = self.slab.get_mut(slot);
+            if update.origin == index {
+                update.origin = NOBODY;
+                if update.mirrors & 1 << index != 0 {
+                    // From now on a copy there takes of what that shard granted.
+                    let bytes = u64::from(update.record_bytes);
+                    self.mirrors[usize::from(index)].used_bytes += bytes;
+                }
+            }
+        }
+    }
+}
