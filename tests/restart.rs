@@ -149,23 +149,19 @@ impl Lab {
         });
     }
 
-    /// Waits until every mover is up and says that not all is well. Primary movers, which have
-    /// lost what they held, say so from their first answer on, and that the group must be
-    /// resynchronised.
-    fn demands_resync(&mut self) {
+    /// Waits until every mover of both sites is up and says that the group must be resynchronised.
+    /// Those of `knowing` sites, which have lost what they held or were told before, say so from
+    /// their first answer on.
+    fn demands_resync(&mut self, knowing: &[Role]) {
+        let know = self.names(knowing);
         self.until("every mover tells what was lost", |lab| {
             lab.cluster.check_running().unwrap();
-            let primary = |name: &String| {
-                lab.status(name).is_some_and(|status| {
-                    assert!(demands_resync(&status), "{name} hides it: {status:#?}");
-                    status.ready
-                })
-            };
-            let secondary = |name: &String| {
-                lab.status(name).is_some_and(|status| status.ready && !is_healthy(&status))
-            };
-            lab.names(&[Role::Primary]).iter().all(primary)
-                && lab.names(&[Role::Secondary]).iter().all(secondary)
+            lab.names(&BOTH).iter().all(|name| {
+                let Some(status) = lab.status(name) else { return false };
+                let demands = demands_resync(&status);
+                assert!(demands || !know.contains(name), "{name} hides it: {status:#?}");
+                status.ready && demands
+            })
         });
     }
 
@@ -257,8 +253,9 @@ fn a_restart_of_all_movers_in_order_goes_on_where_it_was() {
 }
 
 /// Kills all movers of `roles` while a client writes and starts them again. Nobody may then say
-/// that all is well, the secondary must be at a point in time, and everything must still work:
-/// hosts are served, movers stop when told to, and a restart in order forgets nothing.
+/// that all is well, every mover of both sites asks for a resynchronisation, also after further
+/// restarts, the secondary must be at a point in time, and everything must still work: hosts are
+/// served, movers stop when told to, and a restart in order forgets nothing.
 fn killed_while_hosts_write(roles: &[Role]) {
     let _alone = one_lab();
     let mut lab = Lab::start("--primary 2 --secondary 2 --rate 2000");
@@ -268,7 +265,11 @@ fn killed_while_hosts_write(roles: &[Role]) {
     drop(writer);
     let log = Log::open(&log).unwrap();
     lab.start_movers(roles);
-    lab.demands_resync();
+    lab.demands_resync(&[Role::Primary]);
+    // From here on nobody forgets it, whoever restarts.
+    lab.kill(&[Role::Secondary]);
+    lab.start_movers(&[Role::Secondary]);
+    lab.demands_resync(&BOTH);
     let at = lab.pause_apply();
     assert!(at > 0);
     lab.secondary_is_a_cut(&log);
@@ -278,7 +279,7 @@ fn killed_while_hosts_write(roles: &[Role]) {
     lab.secondary_is_a_cut(&log);
     lab.stop();
     lab.start_movers(&BOTH);
-    lab.demands_resync();
+    lab.demands_resync(&BOTH);
     lab.stop();
     lab.secondary_is_a_cut(&log);
 }

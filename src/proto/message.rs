@@ -121,8 +121,9 @@ pub enum Message {
         /// The last set applied here.
         applied: SetId,
     },
-    /// Primary shard → coordinator → all: sets cannot be formed any more until a
-    /// resynchronisation; the group tracks (invariant 10).
+    /// A shard of either site → its coordinator → the other coordinator; and each coordinator →
+    /// its shards: sets cannot be formed any more until a resynchronisation; the group tracks
+    /// (invariant 10). Whoever knows it says it again when a link comes up.
     Broken {
         /// The group.
         group: GroupId,

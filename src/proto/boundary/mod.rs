@@ -525,21 +525,27 @@ impl Boundary {
         group.sets.clear();
         let id = group.id;
         self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
-        self.tell_shards(&Message::Broken { group: id, reason });
+        let message = Message::Broken { group: id, reason };
+        self.tell_shards(&message);
+        // The secondary would see only that no further set comes (invariant 10).
+        if let Some(to) = self.secondary {
+            self.commands.push_back(Command::Send { to, message });
+        }
     }
 
     /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
     pub fn handle_peer_up(&mut self, peer: ShardId) {
-        let resend_to_secondary = self.secondary == Some(peer);
+        let is_secondary = self.secondary == Some(peer);
         for index in 0..self.groups.len() {
             if let Some(reason) = self.groups[index].broken {
                 let message = Message::Broken { group: self.groups[index].id, reason };
-                if peer != self.me && self.shards.contains(&peer) {
+                let other_shard = peer != self.me && self.shards.contains(&peer);
+                if other_shard || is_secondary {
                     self.commands.push_back(Command::Send { to: peer, message });
                 }
                 continue;
             }
-            if resend_to_secondary || self.backup == Some(peer) {
+            if is_secondary || self.backup == Some(peer) {
                 let formed: Vec<SetId> = self.groups[index]
                     .sets
                     .iter()

@@ -8,6 +8,9 @@
 //! and gets what it lacks; the primary coordinator gets the confirmation again when its link comes
 //! up, and sends again the manifests that it misses one for.
 //!
+//! A group that forms no sets any more, whoever found that out, is called broken by every shard of
+//! the site (invariant 10). What is whole is committed and applied all the same, and nothing else.
+//!
 //! After a restart the coordinator does not know whether a shard was told to apply the set after
 //! the last one that all have applied. It takes it that one was: that set is finished before a
 //! boundary is claimed, also when apply is paused (T4).
@@ -60,8 +63,8 @@ pub struct CoordinatorStatus {
     pub at_boundary: bool,
     /// Apply is to stop at the next boundary.
     pub paused: bool,
-    /// Facts and updates did not agree, here or at the primary.
-    pub broken: bool,
+    /// Why no further sets are formed before a resynchronisation, if so.
+    pub broken: Option<BrokenReason>,
     /// Shards that have not said how far they are.
     pub missing_shards: usize,
 }
@@ -103,7 +106,8 @@ struct Group {
     paused: bool,
     /// The boundary at which the pause was reported.
     paused_at: Option<SetId>,
-    broken: bool,
+    /// Why no further sets are formed before a resynchronisation, if so.
+    broken: Option<BrokenReason>,
 }
 
 impl Group {
@@ -160,7 +164,7 @@ impl SecondaryCoordinator {
                 applied: SetId(0),
                 paused: false,
                 paused_at: None,
-                broken: false,
+                broken: None,
             };
             (*id, group)
         };
@@ -421,35 +425,47 @@ impl SecondaryCoordinator {
         self.apply(id);
     }
 
+    /// The group forms no sets any more: tells the other shards, and the primary unless that is who
+    /// said so.
     fn broken(&mut self, id: GroupId, reason: BrokenReason, tell_primary: bool) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if core::mem::replace(&mut group.broken, true) {
+        if group.broken.is_some() {
             return;
         }
+        group.broken = Some(reason);
         self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
         if tell_primary {
-            let message = Message::Broken { group: id, reason };
-            let to = self.config.primary_coordinator;
-            self.commands.push_back(Command::Send { to, message });
+            self.tell_broken(self.config.primary_coordinator, id, reason);
+        }
+        for to in self.config.shards.clone() {
+            if to != self.config.me {
+                self.tell_broken(to, id, reason);
+            }
         }
     }
 
-    /// See [`super::Secondary::handle_peer_up`]. Shards speak for themselves.
+    fn tell_broken(&mut self, to: ShardId, group: GroupId, reason: BrokenReason) {
+        let message = Message::Broken { group, reason };
+        self.commands.push_back(Command::Send { to, message });
+    }
+
+    /// See [`super::Secondary::handle_peer_up`]. Shards say themselves how far they are.
     pub fn handle_peer_up(&mut self, _now: Nanos, peer: ShardId) {
-        if peer != self.config.primary_coordinator {
+        let is_primary = peer == self.config.primary_coordinator;
+        let is_shard = peer != self.config.me && self.config.shards.contains(&peer);
+        if !is_primary && !is_shard {
             return;
         }
         for group in self.groups.values() {
             let id = group.id;
             let mut messages = Vec::new();
-            if group.committed > SetId(0) {
+            if is_primary && group.committed > SetId(0) {
                 messages.push(Message::Confirmed { group: id, set: group.committed });
             }
-            if group.applied > SetId(0) {
+            if is_primary && group.applied > SetId(0) {
                 messages.push(Message::Applied { group: id, set: group.applied });
             }
-            if group.broken {
-                let reason = BrokenReason::DigestMismatch;
+            if let Some(reason) = group.broken {
                 messages.push(Message::Broken { group: id, reason });
             }
             for message in messages {

@@ -378,6 +378,15 @@ impl SecondaryShard {
         self.commands.push_back(Command::Send { to: self.config.coordinator, message });
     }
 
+    /// The coordinator knows that the group forms no sets any more. This mover says so too
+    /// (invariant 10); what is whole is stored and applied all the same.
+    pub(super) fn handle_broken(&mut self, group: GroupId, reason: BrokenReason) {
+        match self.group_of(group) {
+            Some(_) => self.commands.push_back(Command::Report(Report::Broken { group, reason })),
+            None => self.counters.refused_messages += 1,
+        }
+    }
+
     /// The facts and what arrived do not agree: the group forms no sets any more until it is
     /// resynchronised, and says so (invariant 10). What is stored is still applied.
     pub(super) fn break_group(&mut self, group: usize) {
@@ -390,5 +399,14 @@ impl SecondaryShard {
         self.commands.push_back(Command::Report(Report::Broken { group, reason }));
         let message = Message::Broken { group, reason };
         self.commands.push_back(Command::Send { to: self.config.coordinator, message });
+    }
+
+    /// Tells a coordinator with a new memory which groups are broken here.
+    pub(super) fn send_broken(&mut self) {
+        for group in self.groups.iter().filter(|group| group.broken) {
+            let (group, reason) = (group.id, BrokenReason::DigestMismatch);
+            let message = Message::Broken { group, reason };
+            self.commands.push_back(Command::Send { to: self.config.coordinator, message });
+        }
     }
 }

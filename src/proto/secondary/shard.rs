@@ -516,6 +516,7 @@ impl SecondaryShard {
             self.commands.push_back(Command::Send { to, message });
         }
         if to == self.config.coordinator {
+            self.send_broken();
             self.send_journal_room();
         }
     }
@@ -540,6 +541,9 @@ impl SecondaryShard {
                     self.handle_apply(now, group, set);
                     return;
                 }
+            }
+            Message::Broken { group, reason } if from_coordinator => {
+                return self.handle_broken(group, reason);
             }
             _ => {}
         }

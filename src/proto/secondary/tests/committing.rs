@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::proto::command::{Report, SetState, Token};
+use crate::proto::message::BrokenReason;
 use crate::proto::secondary::{CoordinatorConfig, SecondaryCoordinator};
 
 const A: ShardId = COORDINATOR;
@@ -268,8 +269,34 @@ fn a_manifest_with_a_volume_that_nobody_writes_breaks_the_group() {
     let mut c = new();
     let fact = VolumeFacts { volume: VolumeId(55), ..facts(&[update(1, 1, 0, 8)], &[]) };
     c.handle_message(NOW, PRIMARY, manifest(1, vec![fact]));
-    assert_eq!(kinds(&commands(&mut c)), ["report", "send"]);
-    assert!(c.status().next().unwrap().broken);
+    let broken = Message::Broken { group: GROUP, reason: BrokenReason::DigestMismatch };
+    let report = Report::Broken { group: GROUP, reason: BrokenReason::DigestMismatch };
+    let told = [send(PRIMARY, broken.clone()), send(B, broken)];
+    assert_eq!(commands(&mut c), [vec![Command::Report(report)], told.to_vec()].concat());
+    assert_eq!(c.status().next().unwrap().broken, Some(BrokenReason::DigestMismatch));
+}
+
+#[test]
+fn a_group_that_the_primary_breaks_is_called_so_by_all_shards_and_its_whole_sets_are_applied() {
+    let mut c = new();
+    resume(&mut c, A, 0, 0);
+    resume(&mut c, B, 0, 0);
+    c.handle_message(NOW, PRIMARY, manifest(1, vec![]));
+    stored(&mut c, A, 1);
+    commands(&mut c);
+    let reason = BrokenReason::MoverRestarted;
+    let broken = Message::Broken { group: GROUP, reason };
+    c.handle_message(NOW, PRIMARY, broken.clone());
+    let report = Command::Report(Report::Broken { group: GROUP, reason });
+    assert_eq!(commands(&mut c), [report, send(B, broken.clone())]);
+    c.handle_message(NOW, PRIMARY, broken.clone());
+    assert_eq!(commands(&mut c), [], "it is known");
+    for peer in [B, PRIMARY] {
+        c.handle_peer_up(NOW, peer);
+        assert_eq!(commands(&mut c), [send(peer, broken.clone())]);
+    }
+    stored(&mut c, B, 1);
+    assert_eq!(kinds(&commands(&mut c)), ["journal commit", "journal flush"]);
 }
 
 #[test]

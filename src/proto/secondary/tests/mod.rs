@@ -2,6 +2,7 @@
 
 mod applying;
 mod committing;
+mod faults;
 mod peers;
 mod receiving;
 mod recovering;
@@ -189,6 +190,37 @@ proptest! {
             prop_assert!(false, "seed {seed}: {why}");
         }
     }
+}
+
+/// As [`history`], but the primary breaks a group at some moment. Whether a set of it, cut before,
+/// was never whole.
+fn broken_history(seed: u64) -> Result<bool, String> {
+    let mut site = Site::new(seed, Sabotage::None);
+    let (steps, breaks_at, group) = (seed % 600, seed % 251, GroupId(1 + (seed % 2) as u16));
+    for step in 0..=steps {
+        site.step()?;
+        if step == breaks_at.min(steps) {
+            site.break_group(group);
+        }
+    }
+    site.heal()?;
+    Ok(site.applied.get(&group) < site.cut.get(&group))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..Default::default() })]
+    #[test]
+    fn the_whole_site_says_that_a_group_is_broken_whoever_crashes_and_when(seed in any::<u64>()) {
+        if let Err(why) = broken_history(seed) {
+            prop_assert!(false, "seed {seed}: {why}");
+        }
+    }
+}
+
+#[test]
+fn a_break_does_leave_sets_that_are_not_whole() {
+    let torn = (0..200).filter(|seed| broken_history(*seed).unwrap()).count();
+    assert!((10..190).contains(&torn), "{torn} of 200");
 }
 
 #[test]

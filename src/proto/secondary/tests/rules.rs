@@ -7,6 +7,7 @@ use crate::proto::message::Message;
 use crate::proto::sabotage::Sabotage;
 use crate::proto::secondary::Recovered;
 use crate::proto::types::{Extent, GroupId, SetId, ShardId, VolumeId};
+use crate::wire::update::UpdateInfo;
 use std::format;
 use std::vec::Vec;
 
@@ -104,9 +105,30 @@ impl Site {
         Ok(())
     }
 
+    /// Invariant 10, and the last consistent point: everybody at the site says that the group is
+    /// broken, and the volumes are at the last set that was whole.
+    fn check_broken_end(&self, group: GroupId) -> Checked {
+        let status = self.nodes[&COORDINATOR].machine.coordinator().unwrap().status();
+        let status = status.into_iter().find(|s| s.group == group).unwrap();
+        let mut movers = self.nodes.keys().map(|shard| shard.mover);
+        let told = |mover| self.told.iter().any(|(at, g)| (at.mover, *g) == (mover, group));
+        if let Some(silent) = movers.find(|mover| !told(*mover)) {
+            return Err(format!("{silent} does not say that {group} is broken"));
+        }
+        let confirmed = self.confirmed.get(&group).copied().unwrap_or_default();
+        if !status.at_boundary || status.applied != status.committed || confirmed > status.applied {
+            return Err(format!("{group} {confirmed} confirmed, not all is applied: {status:?}"));
+        }
+        self.check_image(group, status.applied)
+    }
+
     pub(super) fn check_end(&mut self) -> Checked {
         let last = self.history.last;
         for group in self.history.groups.clone() {
+            if self.broken.contains(&group) {
+                self.check_broken_end(group)?;
+                continue;
+            }
             let status = self.nodes[&COORDINATOR].machine.coordinator().unwrap().status();
             let status = status.into_iter().find(|s| s.group == group).unwrap();
             if status.applied != last || !status.at_boundary || status.paused {
@@ -126,11 +148,13 @@ impl Site {
             }
             self.check_image(group, last)?;
         }
+        let broken = |info: &UpdateInfo| self.broken.contains(&info.group);
         for (shard, node) in &self.nodes {
             // What is kept for a partner goes with the next set.
             if let Some(info) = node
                 .arena
                 .values()
+                .filter(|info| !broken(info))
                 .find(|info| info.set != last || self.history.owners[&info.volume].1 == *shard)
             {
                 return Err(format!("{shard} still holds {info:?}"));

@@ -15,7 +15,7 @@ use crate::proto::secondary::{
     CoordinatorConfig, Receipt, Recovered, Refusal, Secondary, ShardConfig, VolumeConfig,
 };
 use crate::proto::types::{
-    BufRef, Extent, GroupId, MoverId, Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId,
+    BufRef, GroupId, MoverId, Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId,
 };
 use crate::wire::update::UpdateInfo;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -71,6 +71,10 @@ pub(super) struct Site {
     pub(super) faults: bool,
     pub(super) boundaries_seen: u64,
     pub(super) crashes: u64,
+    /// Groups that the primary has broken.
+    pub(super) broken: BTreeSet<GroupId>,
+    /// What each mover's present life has said to be broken.
+    pub(super) told: BTreeSet<(ShardId, GroupId)>,
 }
 
 pub(super) type Checked = Result<(), String>;
@@ -93,6 +97,8 @@ impl Site {
             faults: true,
             boundaries_seen: 0,
             crashes: 0,
+            broken: BTreeSet::new(),
+            told: BTreeSet::new(),
         };
         for shard in SHARDS {
             let medium = site
@@ -119,7 +125,7 @@ impl Site {
         site
     }
 
-    fn machine(&self, me: ShardId) -> Secondary {
+    pub(super) fn machine(&self, me: ShardId) -> Secondary {
         let owners = &self.history.owners;
         let volumes = owners
             .iter()
@@ -158,9 +164,16 @@ impl Site {
         for _ in 0..steps {
             self.step()?;
         }
+        self.heal()
+    }
+
+    /// All faults end; runs until everything is applied that can be.
+    pub(super) fn heal(&mut self) -> Checked {
         self.faults = false;
         for group in self.history.groups.clone() {
-            while self.cut.get(&group).is_none_or(|cut| *cut < self.history.last) {
+            while !self.broken.contains(&group)
+                && self.cut.get(&group).is_none_or(|cut| *cut < self.history.last)
+            {
                 self.cut_next(group);
             }
             self.control(Message::PauseApply { group, paused: false });
@@ -174,7 +187,7 @@ impl Site {
     }
 
     /// One thing happens; false when nothing is under way.
-    fn step(&mut self) -> Result<bool, String> {
+    pub(super) fn step(&mut self) -> Result<bool, String> {
         self.now = self.now.after(1000);
         self.drain_commands()?;
         if self.faults {
@@ -222,7 +235,7 @@ impl Site {
         self.node(shard).machine.handle_journal_room(now, scarce.then_some(before));
     }
 
-    fn node(&mut self, shard: ShardId) -> &mut Node {
+    pub(super) fn node(&mut self, shard: ShardId) -> &mut Node {
         self.nodes.get_mut(&shard).unwrap()
     }
 
@@ -234,7 +247,7 @@ impl Site {
     /// The primary cuts a set: its updates and its manifest go out.
     fn cut_next(&mut self, group: GroupId) {
         let set = self.cut.get(&group).copied().unwrap_or_default().next();
-        if set > self.history.last {
+        if set > self.history.last || self.broken.contains(&group) {
             return;
         }
         self.cut.insert(group, set);
@@ -259,7 +272,7 @@ impl Site {
         }
     }
 
-    fn send_manifest(&mut self, group: GroupId, set: SetId) {
+    pub(super) fn send_manifest(&mut self, group: GroupId, set: SetId) {
         let facts = self.history.sets[&(group, set)].1.clone();
         let parts = facts.len().max(1) as u16;
         for part in 0..parts {
@@ -373,25 +386,6 @@ impl Site {
         Ok(())
     }
 
-    /// Each block of an unflushed write reaches the medium or not, in the order of writing.
-    fn lose_cached(&mut self, shard: ShardId, volume: Option<VolumeId>) {
-        let mut cached = core::mem::take(&mut self.node(shard).cached);
-        let mut kept = Vec::new();
-        for info in cached.drain(..) {
-            if volume.is_some_and(|volume| volume != info.volume) {
-                kept.push(info);
-                continue;
-            }
-            for block in info.extent.lba..info.extent.end() {
-                if self.random.chance(50) {
-                    let one = UpdateInfo { extent: Extent { lba: block, blocks: 1 }, ..info };
-                    apply_to(&mut self.node(shard).medium, &one);
-                }
-            }
-        }
-        self.node(shard).cached = kept;
-    }
-
     fn primary(&mut self, from: ShardId, message: Message) -> Checked {
         match message {
             Message::Confirmed { group, set } => {
@@ -403,6 +397,9 @@ impl Site {
                 let applied = self.applied.entry(group).or_default();
                 *applied = (*applied).max(set);
             }
+            // It forgot what it kept.
+            Message::Resume { group, .. } if self.broken.contains(&group) => {}
+            Message::Broken { group, .. } if self.broken.contains(&group) => {}
             Message::Resume { group, stored, .. } => {
                 let cut = self.cut.get(&group).copied().unwrap_or_default();
                 // The primary keeps what is not confirmed, and only that (invariant 8). An old
@@ -500,8 +497,11 @@ impl Site {
             Command::CompleteHost { .. } => return Err("there is no host here".into()),
             Command::Report(report) => {
                 use crate::proto::command::Report;
-                if let Report::Broken { .. } = report {
-                    return Err(format!("{at}: {report:?}"));
+                if let Report::Broken { group, .. } = report {
+                    if !self.broken.contains(&group) {
+                        return Err(format!("{at}: {report:?}"));
+                    }
+                    self.told.insert((at, group));
                 }
             }
         }
@@ -510,94 +510,5 @@ impl Site {
 
     fn held(&self, at: ShardId, buf: BufRef) -> Result<&UpdateInfo, String> {
         self.nodes[&at].arena.get(&buf).ok_or_else(|| format!("{buf} is not held at {at}"))
-    }
-
-    /// The movers lose their memory, what their journals had not flushed but for a prefix, and
-    /// some of what their volumes had not flushed; then they start again.
-    fn crash(&mut self, movers: &[MoverId]) {
-        self.crashes += 1;
-        let dead: BTreeSet<ShardId> =
-            SHARDS.into_iter().filter(|shard| movers.contains(&shard.mover)).collect();
-        // Writes in flight reach the volumes or not.
-        for event in core::mem::take(&mut self.pool) {
-            match event {
-                Event::Write { at, info, .. } if dead.contains(&at) => {
-                    if self.random.chance(50) {
-                        self.node(at).cached.push(info);
-                    }
-                }
-                Event::Flush { at, .. } | Event::Delivered { at, .. } if dead.contains(&at) => {}
-                Event::Message { from, to, .. } | Event::Record { from, to, .. }
-                    if dead.contains(&from) || dead.contains(&to) => {}
-                // Its delivery was reported to a life that is over, or never will be.
-                event => self.pool.push(event),
-            }
-        }
-        for shard in &dead {
-            self.lose_cached(*shard, None);
-            let now = self.now;
-            let mut machine = self.machine(*shard);
-            let extra = {
-                let node = &self.nodes[shard];
-                (node.journal.len() - node.durable) as u64
-            };
-            let extra = self.random.below(extra + 1) as usize;
-            let node = self.node(*shard);
-            node.journal.truncate(node.durable + extra);
-            node.durable = node.journal.len();
-            node.arena.clear();
-            node.steps.clear();
-            for (position, entry) in &node.journal {
-                if *position >= node.retired {
-                    machine.recover(*position, entry.clone());
-                }
-            }
-            machine.recovered(now);
-            node.machine = machine;
-        }
-        for shard in &dead {
-            for peer in SHARDS.into_iter().chain([PRIMARY]) {
-                if peer.mover != shard.mover {
-                    let both = !dead.contains(&peer);
-                    self.peer_up(*shard, peer);
-                    if both {
-                        self.peer_up(peer, *shard);
-                    }
-                }
-            }
-        }
-    }
-
-    /// A link loses what it carries, without anybody dying.
-    fn reset_link(&mut self) {
-        let a = SHARDS[self.random.below(3) as usize];
-        let b =
-            if self.random.chance(50) { PRIMARY } else { SHARDS[self.random.below(3) as usize] };
-        if a.mover == b.mover {
-            return;
-        }
-        self.pool.retain(|event| match event {
-            Event::Message { from, to, .. } | Event::Record { from, to, .. } => {
-                (*from, *to) != (a, b) && (*from, *to) != (b, a)
-            }
-            _ => true,
-        });
-        self.peer_up(a, b);
-        self.peer_up(b, a);
-    }
-
-    fn peer_up(&mut self, at: ShardId, peer: ShardId) {
-        let now = self.now;
-        if at != PRIMARY {
-            self.node(at).machine.handle_peer_up(now, peer);
-        } else if peer == COORDINATOR {
-            for group in self.history.groups.clone() {
-                let cut = self.cut.get(&group).copied().unwrap_or_default();
-                let confirmed = self.confirmed.get(&group).copied().unwrap_or_default();
-                for set in confirmed.0 + 1..=cut.0 {
-                    self.send_manifest(group, SetId(set));
-                }
-            }
-        }
     }
 }
