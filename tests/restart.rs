@@ -252,6 +252,25 @@ fn a_restart_of_all_movers_in_order_goes_on_where_it_was() {
     lab.sites_are_equal(&log);
 }
 
+#[test]
+fn a_stop_of_all_movers_at_the_same_moment_ends_clean_and_goes_on_where_it_was() {
+    let _alone = one_lab();
+    let mut lab = Lab::start("--primary 2 --secondary 2");
+    // In the worst order: the secondary movers hear it first.
+    for roles in [[Role::Secondary, Role::Primary], [Role::Primary, Role::Secondary]] {
+        lab.writes(300);
+        let stopped = lab.cluster.stop_together(&roles);
+        stopped.unwrap_or_else(|error| panic!("{error}\n{}", lab.logs()));
+        lab.start_movers(&BOTH);
+        lab.wait_ready();
+        lab.becomes_healthy();
+    }
+    let log = lab.writes(300);
+    lab.settle();
+    lab.stop();
+    lab.sites_are_equal(&log);
+}
+
 /// Kills all movers of `roles` while a client writes and starts them again. Nobody may then say
 /// that all is well, every mover of both sites asks for a resynchronisation, also after further
 /// restarts, the secondary must be at a point in time, and everything must still work: hosts are

@@ -13,7 +13,7 @@ use super::store::ResyncMark;
 use crate::config::{Mover, Role};
 use crate::proto::boundary::CoordinatorView;
 use crate::proto::command::{Report, SetState};
-use crate::proto::types::{GroupId, Nanos, SetId, ShardId};
+use crate::proto::types::{GroupId, MoverId, Nanos, SetId, ShardId};
 use crate::runtime::messages::{
     PeerState, PollerSnapshot, SecondaryCoordinatorView, SecondaryGroupView,
 };
@@ -146,6 +146,9 @@ pub struct Board {
     pub groups: Vec<GroupBoard>,
     /// Links by local shard and peer.
     pub links: BTreeMap<(ShardId, ShardId), LinkBoard>,
+    /// Primary movers that are being stopped, as they told this secondary mover; true once they
+    /// need nothing from it any more.
+    pub stopping: BTreeMap<MoverId, bool>,
     /// Host write latency, nanoseconds.
     pub write_latency_ns: Histogram<u64>,
 }
@@ -178,6 +181,7 @@ impl Board {
                 .map(|(index, group)| GroupBoard::new(index, group))
                 .collect(),
             links: links.map(|pair| (pair, link)).collect(),
+            stopping: BTreeMap::new(),
             write_latency_ns: histogram(),
         }
     }

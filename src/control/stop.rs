@@ -12,10 +12,12 @@
 //! already. So it stops starting boundaries and waits until everything before the open set is
 //! confirmed.
 //!
-//! At the secondary site: apply is brought to a boundary if that does not take long; whatever is
-//! not applied is in the journal.
+//! At the secondary site: a mover goes on as long as primary movers drain, since they cannot
+//! without it, `mover.drain_ms_max` at most. Primary movers say when they are stopped; one that is
+//! stopped at the same moment is given a little time to say so. Then apply is brought to a boundary
+//! if that does not take long; whatever is not applied is in the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crossbeam::channel::bounded;
 
@@ -23,13 +25,15 @@ use super::driver::{Driver, Step};
 use super::model::EventLevel;
 use super::store::SetMark;
 use crate::config::Role;
-use crate::proto::types::{GroupId, Nanos, Seq, SetId, VolumeId};
+use crate::proto::types::{GroupId, MoverId, Nanos, Seq, SetId, VolumeId};
 use crate::runtime::messages::{PeerState, ToPoller};
 
 /// How often sets are closed while draining.
 const CLOSE_EVERY_NS: u64 = 20_000_000;
 /// How long no other mover may have had a set closed before the coordinator leaves them alone.
 const QUIET_NS: u64 = 500_000_000;
+/// How long a secondary mover goes on for primary movers that have not said that they are stopped.
+const TOGETHER_NS: u64 = 2_000_000_000;
 /// How long a secondary mover waits for a boundary.
 const BOUNDARY_NS_MAX: u64 = 5_000_000_000;
 /// How long pollers may take to end.
@@ -61,6 +65,8 @@ pub enum Outcome {
 pub(super) enum Stopping {
     /// Not at all.
     No,
+    /// A secondary mover that goes on until the primary movers are drained.
+    Serving { together: Nanos, until: Nanos },
     /// Waiting for what is retained to be confirmed, or for a boundary.
     Draining { until: Nanos, next_close_at: Nanos, frozen: bool, open: Vec<SetId>, quiet: Nanos },
     /// The caller is to let hosts go.
@@ -77,25 +83,59 @@ impl Driver {
     pub fn begin_stop(&mut self, now: Nanos, drain: bool, why: &str) {
         match (&self.stopping, drain) {
             (Stopping::No, _) => {}
-            (Stopping::Draining { .. }, false) => {
+            (Stopping::Serving { .. } | Stopping::Draining { .. }, false) => {
                 let message = "stopping without waiting any longer";
                 self.event(now, EventLevel::Warning, "stopping", None, message);
+                self.quiesce(now);
                 self.close_hosts();
                 return;
             }
             _ => return,
         }
-        let message = match drain {
-            true => format!("stopping ({why}): hosts wait, and what is here is made safe"),
-            false => format!("stopping ({why}) without waiting"),
+        let until = now.after(self.drain_ns_max());
+        let serving = drain && self.serves_on(now, now.after(TOGETHER_NS), until);
+        let message = match (drain, serving) {
+            (true, true) => format!(
+                "stopping ({why}) once primary movers that are stopped at the same time are drained"
+            ),
+            (true, false) => format!("stopping ({why}): hosts wait, and what is here is made safe"),
+            (false, _) => format!("stopping ({why}) without waiting"),
         };
         self.event(now, EventLevel::Info, "stopping", None, message);
-        self.quiesce(now);
-        if !drain {
-            self.close_hosts();
+        if serving {
+            self.stopping = Stopping::Serving { together: now.after(TOGETHER_NS), until };
             return;
         }
-        let limit_ns = u64::from(self.mover.mover.drain_ms_max) * 1_000_000;
+        self.quiesce(now);
+        match drain {
+            true => self.drain(now),
+            false => self.close_hosts(),
+        }
+    }
+
+    fn drain_ns_max(&self) -> u64 {
+        u64::from(self.mover.mover.drain_ms_max) * 1_000_000
+    }
+
+    /// Whether a secondary mover has to go on: primary movers are heard that need their sets
+    /// confirmed before they end, or, up to `together`, that may still say so.
+    fn serves_on(&self, now: Nanos, together: Nanos, until: Nanos) -> bool {
+        if self.board.role == Role::Primary || now >= until {
+            return false;
+        }
+        let links = self.board.links.iter().filter(|(_, link)| link.state == PeerState::Up);
+        let heard: BTreeSet<MoverId> = links.map(|((_, peer), _)| peer.mover).collect();
+        heard.iter().filter(|mover| self.plan.topology.role_of(**mover) == Some(Role::Primary)).any(
+            |mover| match self.board.stopping.get(mover) {
+                Some(drained) => !drained,
+                None => now < together,
+            },
+        )
+    }
+
+    /// Begins to wait until this mover is drained.
+    fn drain(&mut self, now: Nanos) {
+        let limit_ns = self.drain_ns_max();
         let limit_ns = match self.board.role {
             Role::Primary => limit_ns,
             Role::Secondary => limit_ns.min(BOUNDARY_NS_MAX),
@@ -163,6 +203,13 @@ impl Driver {
     pub(super) fn turn_stop(&mut self, now: Nanos) -> Step {
         match &self.stopping {
             Stopping::No => Step::Run,
+            Stopping::Serving { together, until } => {
+                if !self.serves_on(now, *together, *until) {
+                    self.quiesce(now);
+                    self.drain(now);
+                }
+                Step::Run
+            }
             Stopping::Draining { until, .. } => {
                 let late = now >= *until;
                 if late && self.board.role == Role::Primary {

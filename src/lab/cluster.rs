@@ -285,19 +285,28 @@ impl Cluster {
     /// # Errors
     /// All that did not end well.
     pub fn stop_all(&mut self) -> Result<(), LabError> {
-        let mut bad = Vec::new();
-        for role in [Role::Primary, Role::Secondary] {
-            let names = self.names(role);
-            let mut ending: Vec<Process> =
-                names.iter().filter_map(|name| self.processes.remove(name)).collect();
-            // All at once, then one by one: none waits for another's end.
-            for process in &mut ending {
-                process.signal(rustix::process::Signal::TERM);
-            }
-            for process in &mut ending {
-                bad.extend(process.has_stopped(STOP_MAX).err());
-            }
+        let primary = self.stop_together(&[Role::Primary]);
+        let secondary = self.stop_together(&[Role::Secondary]);
+        match (primary, secondary) {
+            (Err(first), Err(second)) => Err(LabError::Several(vec![first, second])),
+            (first, second) => first.and(second),
         }
+    }
+
+    /// Stops every mover of the sites at the same moment, those of the first site first.
+    ///
+    /// # Errors
+    /// All that did not end well.
+    pub fn stop_together(&mut self, roles: &[Role]) -> Result<(), LabError> {
+        let names: Vec<String> = roles.iter().flat_map(|role| self.names(*role)).collect();
+        let mut ending: Vec<Process> =
+            names.iter().filter_map(|name| self.processes.remove(name)).collect();
+        // All at once, then one by one: none waits for another's end.
+        for process in &mut ending {
+            process.signal(rustix::process::Signal::TERM);
+        }
+        let mut bad: Vec<LabError> =
+            ending.iter_mut().filter_map(|process| process.has_stopped(STOP_MAX).err()).collect();
         match bad.len() {
             0 => Ok(()),
             1 => Err(bad.remove(0)),

@@ -273,6 +273,13 @@ pub enum Report {
         /// The peer.
         peer: ShardId,
     },
+    /// A primary mover is being stopped. At secondary movers.
+    PeerStopping {
+        /// Who said so.
+        peer: ShardId,
+        /// It needs no more sets confirmed.
+        drained: bool,
+    },
 }
 
 /// The life of a set (F7).

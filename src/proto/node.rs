@@ -65,6 +65,12 @@ impl Node {
         self.me
     }
 
+    /// Whether `shard` is a shard of the other site.
+    #[must_use]
+    pub fn is_of_other_site(&self, shard: ShardId) -> bool {
+        self.other_site.contains(&shard.mover)
+    }
+
     /// The primary shard, at a primary mover.
     #[inline]
     pub fn primary(&mut self) -> Option<&mut PrimaryShard> {

@@ -51,14 +51,14 @@ pub enum ToPoller {
     },
     /// Take no more host updates (they wait, unanswered) or take them again. Before a clean stop:
     /// as long as updates are retained, the shard's pressure input is given so that the sets they
-    /// are in are closed without waiting for the period.
+    /// are in are closed without waiting for the period. A primary shard tells the secondary.
     Quiesce {
         /// Stop or go on.
         quiesced: bool,
     },
     /// The mover lets its hosts go: complete the commands that wait, and those that still come,
     /// with an abort status, and also updates that are under way, whose data is here already.
-    /// After a quiesce.
+    /// After a quiesce. A primary shard tells the secondary that it needs nothing any more.
     Refuse,
     /// Finish what is under way at the base and the journal, close channels, and end the thread.
     /// Host commands that still wait are completed with an abort status.

@@ -387,10 +387,27 @@ impl Poller {
                 Event::Up { .. } => {
                     self.node.handle_peer_up(self.now, peer);
                     self.peer_state(index, PeerState::Up);
+                    if self.quiesced {
+                        self.say_stopping(peer, false);
+                    }
                 }
                 Event::Silent => self.peer_state(index, PeerState::Silent),
                 Event::Heard => self.peer_state(index, PeerState::Up),
             }
+        }
+    }
+
+    /// Tells all shards of the secondary site how far the end of this primary mover is.
+    pub(super) fn say_stopping_to_all(&mut self, drained: bool) {
+        for index in 0..self.net.peers.len() {
+            let peer = self.net.peers[index].link.peer();
+            self.say_stopping(peer, drained);
+        }
+    }
+
+    fn say_stopping(&mut self, to: ShardId, drained: bool) {
+        if self.node.is_of_other_site(to) && self.node.primary().is_some() {
+            self.net.send_message(to, &Message::Stopping { drained });
         }
     }
 

@@ -474,8 +474,16 @@ impl Poller {
             ToPoller::Snapshot { reply } => {
                 let _ = reply.try_send(Box::new(self.snapshot()));
             }
-            ToPoller::Quiesce { quiesced } => self.quiesced = quiesced,
-            ToPoller::Refuse => self.refuse_hosts(),
+            ToPoller::Quiesce { quiesced } => {
+                self.quiesced = quiesced;
+                if quiesced {
+                    self.say_stopping_to_all(false);
+                }
+            }
+            ToPoller::Refuse => {
+                self.say_stopping_to_all(true);
+                self.refuse_hosts();
+            }
             ToPoller::Stop => {
                 self.abandon_hosts();
                 self.stopping = Some(self.now);

@@ -76,6 +76,7 @@ const PAUSE_APPLY: u8 = 15;
 const JOURNAL_ROOM: u8 = 16;
 const FORWARDED: u8 = 17;
 const NOT_RESPONSIBLE: u8 = 18;
+const STOPPING: u8 = 19;
 
 /// Appends the encoded message to `out`, which the caller clears.
 pub fn encode(epoch: Epoch, message: &Message, out: &mut Vec<u8>) {
@@ -178,6 +179,10 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             out.extend_from_slice(&map_version.0.to_le_bytes());
             NOT_RESPONSIBLE
         }
+        Message::Stopping { drained } => {
+            out.push(u8::from(*drained));
+            STOPPING
+        }
     }
 }
 
@@ -263,6 +268,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
             let map_version = MapVersion(r.u32()?);
             Message::NotResponsible { forward, owner, map_version }
         }
+        STOPPING => Message::Stopping { drained: r.flag("drained")? },
         found => return Err(MessageError::Kind { found }),
     };
     if r.rest.is_empty() {
@@ -425,6 +431,7 @@ mod tests {
                     map_version: MapVersion(v),
                 }
             }),
+            any::<bool>().prop_map(|drained| Message::Stopping { drained }),
         ]
     }
 

@@ -114,8 +114,13 @@ impl Driver {
             Report::SetOpened { .. }
             | Report::Held { .. }
             | Report::SetState { .. }
-            | Report::SetFormed { .. }
-            | Report::PeerUp { .. } => {}
+            | Report::SetFormed { .. } => {}
+            Report::PeerUp { peer } => {
+                self.board.stopping.remove(&peer.mover);
+            }
+            Report::PeerStopping { peer, drained } => {
+                self.board.stopping.insert(peer.mover, drained);
+            }
         }
     }
 

@@ -12,6 +12,8 @@ use crate::runtime::messages::{
 use crate::runtime::plan::Start;
 use hdrhistogram::Histogram;
 
+mod stopping;
+
 const G: GroupId = GroupId(1);
 const UNIX_NS: u64 = 1_800_000_000_000_000_000;
 const MS: u64 = 1_000_000;

@@ -417,7 +417,8 @@ impl PrimaryShard {
             | Message::Apply { .. }
             | Message::Applied { .. }
             | Message::PauseApply { .. }
-            | Message::JournalRoom { .. } => self.counters.unexpected += 1,
+            | Message::JournalRoom { .. }
+            | Message::Stopping { .. } => self.counters.unexpected += 1,
         }
     }
 

@@ -211,6 +211,10 @@ impl Secondary {
             self.refused_epoch += 1;
             return;
         }
+        if let Message::Stopping { drained } = message {
+            self.own.push_back(Command::Report(Report::PeerStopping { peer: from, drained }));
+            return;
+        }
         self.dispatch(from, message);
     }
 
