@@ -26,6 +26,8 @@ pub(crate) enum Case {
     #[value(name = "sets-10ms")]
     #[serde(rename = "sets-10ms")]
     Sets10ms,
+    /// As `mirror-ring`, but taken by the mover that is not responsible for the volume.
+    ForwardRing,
     /// SPDK's raid1 of a local device and one behind its own target, over NVMe/TCP.
     Raid1Tcp,
     /// The same over vfio-user.
@@ -33,8 +35,8 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    /// All cases, in the order of reports.
-    pub(crate) const ALL: [Self; 9] = [
+    /// The cases that are run unless others are asked for, in the order of reports.
+    pub(crate) const DEFAULT: [Self; 9] = [
         Self::Plain,
         Self::Tap,
         Self::MirrorRing,
@@ -56,9 +58,15 @@ impl Case {
             Self::Sets1s => "sets-1s",
             Self::Sets100ms => "sets-100ms",
             Self::Sets10ms => "sets-10ms",
+            Self::ForwardRing => "forward-ring",
             Self::Raid1Tcp => "raid1-tcp",
             Self::Raid1VfioUser => "raid1-vfio-user",
         }
+    }
+
+    /// Index of the mover that is responsible for the volume; hosts write at mover 0.
+    pub(crate) fn owner(self) -> usize {
+        usize::from(self == Self::ForwardRing)
     }
 
     /// Nanoseconds between set boundaries, of cases that have them. Short enough that the memory

@@ -106,8 +106,9 @@ impl Cluster {
                 clock,
                 machines: machines(case, index, copies as u8, movers),
                 arena: arena(memory.arenas[index], index, movers),
-                volumes: if index == 0 {
-                    vec![VolumeParts { id: VOLUME, block_bytes: 4096, bdev: Some(base.into()) }]
+                volumes: if index == 0 || index == case.owner() {
+                    let bdev = (index == case.owner()).then(|| base.into());
+                    vec![VolumeParts { id: VOLUME, block_bytes: 4096, bdev }]
                 } else {
                     Vec::new()
                 },
@@ -287,7 +288,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
     let grant_bytes = (ARENA_BYTES - 8 * SEGMENT_BYTES) as u64;
     let volume = VolumeConfig {
         id: VOLUME,
-        owner: shard(0),
+        owner: shard(case.owner()),
         group: GROUP,
         block_bytes: 4096,
         has_base: true,
@@ -304,7 +305,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
             .map(|other| MirrorPeer { shard: shard(other), grant_bytes })
             .collect(),
         groups: vec![group],
-        volumes: if index == 0 { vec![volume] } else { Vec::new() },
+        volumes: if index == 0 || index == case.owner() { vec![volume] } else { Vec::new() },
         retained_max: 1 << 16,
         mirrored_max: 1 << 16,
         forwards_max: 1 << 10,

@@ -109,7 +109,7 @@ impl Host {
                 let after = cluster.snapshot(&mut pump)?;
                 if let Some(before) = before {
                     let updates = |s: &setline::runtime::messages::PollerSnapshot| {
-                        s.primary.as_ref().map_or(0, |p| p.counters.updates)
+                        s.primary.as_ref().map_or(0, |p| p.counters.updates + p.counters.forwarded)
                     };
                     let count = updates(&after) - updates(&before);
                     let busy = after.busy_cycles - before.busy_cycles;

@@ -77,10 +77,15 @@ fn execute(run: &Run) -> Result<(), String> {
         [one, two] if one != two => [one, two],
         _ => return Err("--cores takes two different cores, as in --cores 0,1".into()),
     };
-    let cases: Vec<Case> = Case::ALL
-        .into_iter()
-        .filter(|case| *case == Case::Plain || run.cases.is_empty() || run.cases.contains(case))
-        .collect();
+    let cases: Vec<Case> = match &run.cases[..] {
+        [] => Case::DEFAULT.to_vec(),
+        // In the order of reports.
+        wanted => Case::value_variants()
+            .iter()
+            .copied()
+            .filter(|case| *case == Case::Plain || wanted.contains(case))
+            .collect(),
+    };
     let loads: &[Load] = if run.quick { &Load::ALL[..2] } else { &Load::ALL };
     let rounds = run.rounds.unwrap_or(if run.quick { 3 } else { 7 });
     let length =

@@ -306,6 +306,10 @@ impl Profile {
             profile.own_bytes = profile.own_bytes.max(16 << 10);
             profile.grant_bytes = profile.grant_bytes.max(8 << 10);
         }
+        // A largest record of the shard's own and one that it forwards: the least that is legal.
+        let record = UPDATE_HEADER_BYTES as u64
+            + u64::from(UPDATE_BLOCKS_MAX) * u64::from(profile.block_bytes);
+        profile.grant_bytes = profile.grant_bytes.max(2 * record);
         if knobs.calm_network {
             let NetworkFaults { delay_ns, site_delay_ns, .. } = profile.network;
             profile.network = NetworkFaults { delay_ns, site_delay_ns, ..NetworkFaults::default() };

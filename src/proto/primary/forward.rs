@@ -134,7 +134,7 @@ impl PrimaryShard {
         let peer: &Mirror = &self.mirrors[usize::from(owner)];
         if self.forwards.used == self.forwards.max {
             Err(Full::Forwards)
-        } else if peer.takes(record_bytes, self.in_flight_max) {
+        } else if peer.takes_forward(record_bytes, self.in_flight_max) {
             Ok(())
         } else {
             Err(Full::Mirrors)
@@ -161,8 +161,8 @@ impl PrimaryShard {
         let (id, token) = (self.forwards.id(slot), self.forwards.token(slot));
         let peer = &mut self.mirrors[usize::from(owner)];
         peer.in_flight += 1;
-        peer.used_bytes += u64::from(update.record_bytes);
-        let (to, crowded) = (peer.shard, peer.used_bytes > peer.budget_bytes / 2);
+        peer.forwarded_bytes += u64::from(update.record_bytes);
+        let (to, crowded) = (peer.shard, peer.is_crowded());
         let (role, buf) = (RecordRole::Forward, update.buf);
         self.commands.push_back(Command::SendRecord { to, role, buf, token });
         self.counters.forwarded += 1;
@@ -261,7 +261,7 @@ impl PrimaryShard {
         if !forward.numbered || forward.dropped {
             // The mirror store has none, or has none any more.
             let peer = &mut self.mirrors[usize::from(forward.to)];
-            peer.used_bytes -= u64::from(forward.record_bytes);
+            peer.forwarded_bytes -= u64::from(forward.record_bytes);
             self.commands.push_back(Command::Free { buf: forward.buf });
         }
     }
@@ -301,8 +301,8 @@ impl PrimaryShard {
         }
         let Some(to) = forward.redirect.take() else { return };
         let bytes = u64::from(forward.record_bytes);
-        self.mirrors[usize::from(forward.to)].used_bytes -= bytes;
-        self.mirrors[usize::from(to)].used_bytes += bytes;
+        self.mirrors[usize::from(forward.to)].forwarded_bytes -= bytes;
+        self.mirrors[usize::from(to)].forwarded_bytes += bytes;
         forward.to = to;
         let token = self.forwards.token(slot);
         self.mirrors[usize::from(to)].backlog.push_back(token);
@@ -347,7 +347,7 @@ impl PrimaryShard {
                 return;
             }
             if let Some((peer, bytes)) = copy.charge {
-                mirrors[usize::from(peer)].used_bytes -= u64::from(bytes);
+                mirrors[usize::from(peer)].forwarded_bytes -= u64::from(bytes);
             }
             commands.push_back(Command::Free { buf: copy.buf });
         });

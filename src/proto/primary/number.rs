@@ -130,7 +130,7 @@ impl PrimaryShard {
                 RecordRole::Numbered
             } else {
                 mirror.used_bytes += u64::from(update.record_bytes);
-                crowded |= mirror.used_bytes > mirror.budget_bytes / 2;
+                crowded |= mirror.is_crowded();
                 RecordRole::Mirror
             };
             let token = self.slab.token(slot, index as u8);

@@ -2,6 +2,10 @@
 //!
 //! A mirror target grants its sources a budget, so that an update is numbered only when its copy
 //! will find room: an open set can then always be closed, however little memory there is.
+//!
+//! A shard that also forwards updates there (G3) keeps half of the budget for those. An update that
+//! was forwarded and has no number yet waits for room at a third shard; if it took of what mirror
+//! copies need, shards could wait for one another in a circle.
 
 use crate::proto::command::Token;
 use crate::proto::types::ShardId;
@@ -14,10 +18,14 @@ pub(super) struct Mirror {
     pub shard: ShardId,
     /// What this shard grants the other one in return, in bytes.
     pub grant_bytes: u64,
-    /// What the other one granted; 0 until it said so.
+    /// What the other one granted for copies; 0 until it said so.
     pub budget_bytes: u64,
     /// Bytes of copies it holds or that travel there.
     pub used_bytes: u64,
+    /// What it granted for updates of its own volumes that are taken here.
+    pub forward_budget_bytes: u64,
+    /// Bytes of these, from their forwarding until their sets are confirmed.
+    pub forwarded_bytes: u64,
     /// Records that travel there.
     pub in_flight: u32,
     /// Updates to send again because it restarted and lost its copies.
@@ -26,6 +34,26 @@ pub(super) struct Mirror {
 }
 
 impl Mirror {
+    /// It granted so many bytes; some of them serve updates that are forwarded to it.
+    pub(super) fn granted(&mut self, bytes: u64, forwards: bool) {
+        self.forward_budget_bytes = if forwards { bytes / 2 } else { 0 };
+        self.budget_bytes = bytes - self.forward_budget_bytes;
+    }
+
+    /// Whether more than half of a budget is used.
+    #[inline]
+    pub(super) fn is_crowded(&self) -> bool {
+        self.used_bytes > self.budget_bytes / 2
+            || self.forwarded_bytes > self.forward_budget_bytes / 2
+    }
+
+    /// Whether an update of `record_bytes` can be forwarded to it now.
+    pub(super) fn takes_forward(&self, record_bytes: u32, in_flight_max: u32) -> bool {
+        self.up
+            && self.in_flight < in_flight_max
+            && self.forwarded_bytes + u64::from(record_bytes) <= self.forward_budget_bytes
+    }
+
     #[inline]
     pub(super) fn takes(&self, record_bytes: u32, in_flight_max: u32) -> bool {
         self.up
@@ -104,6 +132,8 @@ mod tests {
             grant_bytes: 0,
             budget_bytes: 1000,
             used_bytes,
+            forward_budget_bytes: 0,
+            forwarded_bytes: 0,
             in_flight: 0,
             backlog: VecDeque::new(),
             up,

@@ -79,8 +79,7 @@ impl PrimaryShard {
     /// An update was not admitted: asks for the open sets to be closed early, if it is room for
     /// copies that lacks and not only a credit of a link.
     pub fn handle_refused(&mut self) {
-        let crowded = |mirror: &Mirror| mirror.used_bytes > mirror.budget_bytes / 2;
-        if self.slab.used() > self.slab.max() / 2 || self.mirrors.iter().any(crowded) {
+        if self.slab.used() > self.slab.max() / 2 || self.mirrors.iter().any(Mirror::is_crowded) {
             self.handle_pressure();
         }
     }

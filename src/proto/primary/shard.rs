@@ -144,6 +144,8 @@ impl PrimaryShard {
                 grant_bytes: peer.grant_bytes,
                 budget_bytes: 0,
                 used_bytes: 0,
+                forward_budget_bytes: 0,
+                forwarded_bytes: 0,
                 in_flight: 0,
                 backlog: VecDeque::new(),
                 up: false,
@@ -391,7 +393,10 @@ impl PrimaryShard {
         }
         match message {
             Message::Budget { bytes } => match self.mirrors.iter_mut().find(|m| m.shard == from) {
-                Some(mirror) => mirror.budget_bytes = bytes,
+                Some(mirror) => {
+                    let forwards = self.volumes.iter().any(|volume| volume.owner != HERE);
+                    mirror.granted(bytes, forwards);
+                }
                 None => self.counters.unexpected += 1,
             },
             Message::Prepare { group, set, map_version } => {

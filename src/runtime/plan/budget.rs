@@ -2,8 +2,12 @@
 
 use super::{HOST_PAYLOAD_BYTES_MAX, PlanError, Topology, records_in};
 use crate::config::{Mover, Role, SEGMENT_MIB};
-use crate::mem::arena::{LogLimits, SEGMENT_BYTES};
+use crate::mem::arena::{HEADER_BYTES, LogLimits, SEGMENT_BYTES};
 use crate::proto::types::ShardId;
+
+/// The least that a source can do with: room for a largest update of its own, and for one that it
+/// forwards.
+const GRANT_BYTES_MIN: u64 = 2 * (HOST_PAYLOAD_BYTES_MAX + HEADER_BYTES) as u64;
 
 /// The arena of one poller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,10 +41,10 @@ impl ArenaBudget {
             Role::Secondary => usize::from(topology.partner_of(shard).is_some()),
         };
         let budget = Self::divide(arena_mib, percent, sources, mover.groups.len());
-        if sources > 0 && budget.grant_bytes < 2 * HOST_PAYLOAD_BYTES_MAX as u64 {
+        if sources > 0 && budget.grant_bytes < GRANT_BYTES_MIN {
             let enough = |mib: &u32| {
                 let budget = Self::divide(*mib, percent, sources, mover.groups.len());
-                budget.grant_bytes >= 2 * HOST_PAYLOAD_BYTES_MAX as u64
+                budget.grant_bytes >= GRANT_BYTES_MIN
             };
             let needed_mib = (arena_mib..).step_by(SEGMENT_MIB as usize).find(enough);
             return Err(PlanError::Arena {

@@ -140,6 +140,19 @@ fn a_taker_whose_window_is_full_is_told_to_wait() {
 }
 
 #[test]
+fn forwards_that_wait_take_nothing_of_what_copies_need() {
+    let mut shard = one_of_three(P1, 3);
+    let other = shard.volume_index(VolumeId(3)).unwrap();
+    let mut tag = 1;
+    while let Ok(admitted) = shard.admit(other, 4352) {
+        shard.host_update(admitted, &HostUpdate { volume: other, ..update(tag, 8 * tag) });
+        tag += 1;
+    }
+    assert_eq!(tag, 5, "half of what was granted");
+    assert!(shard.admit(0, 4352).is_ok(), "or shards could wait for one another in a circle");
+}
+
+#[test]
 fn a_shard_that_is_not_responsible_rejects_and_the_taker_goes_to_the_one_that_is() {
     let (mut wrong, mut taker) = (one_of_three(P1, 2), one_of_three(P2, 2));
     let (mut forwarded, delivery) = taken(&mut taker, 4);
