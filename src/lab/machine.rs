@@ -115,6 +115,11 @@ pub fn program(name: &str) -> Result<PathBuf, LabError> {
         .ok_or(LabError::NoProgram { name: name.to_owned(), looked: beside })
 }
 
+/// Removes the directory that EAL makes for a process and leaves when it ends.
+pub fn remove_runtime_directory(pid: u32) {
+    let _ = std::fs::remove_dir_all(Path::new(DPDK_RUN).join(format!("spdk_pid{pid}")));
+}
+
 /// Removes what a mover that was killed left outside of the lab's directory.
 pub fn remove_leftovers(file_prefix: &str) {
     if let Ok(entries) = std::fs::read_dir(HUGETLBFS) {

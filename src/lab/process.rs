@@ -176,9 +176,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if !self.released && self.ended().is_none() {
+        if self.released {
+            return;
+        }
+        if self.ended().is_none() {
             self.kill();
         }
+        super::machine::remove_runtime_directory(self.child.id());
     }
 }
 

@@ -40,9 +40,10 @@ pub fn run(options: &RunOptions, out: &mut Printer) -> Result<bool, LabError> {
     let result = drive(&mut cluster, options, seed, &interrupt);
     let mut report = match result {
         Ok(report) => report,
-        Err(LabError::Interrupted) => {
+        // Nothing in it tells anything.
+        Err(error @ (LabError::Interrupted | LabError::Kill(_))) => {
             cluster.remove_directory();
-            return Err(LabError::Interrupted);
+            return Err(error);
         }
         Err(error) => {
             tracing::debug!(directory = %cluster.site().directory.display(), "kept");
@@ -135,7 +136,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Lets the client write for as long as was asked for, killing and checking meanwhile.
+    /// Lets the client write for as long as was asked for, killing and checking meanwhile; longer if
+    /// kills are left, since each waits until its movers are ready again.
     fn write(&mut self, writer: &mut Writer) -> Result<(), LabError> {
         let length = Duration::from_secs_f64(self.options.seconds);
         let every = self.options.check_every;
@@ -143,7 +145,7 @@ impl Run<'_> {
         let mut next_check = every;
         loop {
             let now = self.watch.elapsed(Instant::now());
-            if now >= length {
+            if now >= length && self.kills.is_empty() {
                 return Ok(());
             }
             self.cluster.check_running()?;

@@ -111,6 +111,9 @@ impl Drop for Env {
         unsafe { sys::spdk_thread_lib_fini() };
         // SAFETY: the thread that initialised EAL ends it.
         unsafe { sys::spdk_env_fini() };
+        // EAL leaves an empty directory, by the name that SPDK gives it.
+        let directory = format!("/var/run/dpdk/spdk_pid{}", std::process::id());
+        let _ = std::fs::remove_dir(directory);
     }
 }
 

@@ -48,7 +48,7 @@ fn config(me: ShardId, other: ShardId, copies: u8) -> PrimaryConfig {
         }],
         retained_max: 64,
         mirrored_max: 64,
-        forwards_max: 8,
+        forwards_max: 4,
         in_flight_max: 16,
         unclean: false,
         sabotage: Sabotage::None,

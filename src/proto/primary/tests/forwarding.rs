@@ -129,7 +129,7 @@ fn a_forwarded_record_waits_without_a_number_while_there_is_no_room() {
 fn a_taker_whose_window_is_full_is_told_to_wait() {
     let mut taker = one_of_three(P2, 2);
     let volume = taker.volume_index(VolumeId(1)).unwrap();
-    for tag in 1..=8 {
+    for tag in 1..=4 {
         taken(&mut taker, tag);
     }
     assert_eq!(taker.admit(volume, 4352).unwrap_err(), Full::Forwards);
@@ -148,7 +148,7 @@ fn forwards_that_wait_take_nothing_of_what_copies_need() {
         shard.host_update(admitted, &HostUpdate { volume: other, ..update(tag, 8 * tag) });
         tag += 1;
     }
-    assert_eq!(tag, 5, "half of what was granted");
+    assert_eq!(tag, 5);
     assert!(shard.admit(0, 4352).is_ok(), "or shards could wait for one another in a circle");
 }
 
