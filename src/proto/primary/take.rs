@@ -47,6 +47,12 @@ impl PrimaryShard {
         };
         match self.volume_index(info.volume) {
             Some(volume) if self.is_responsible(volume) => {
+                let config = &self.volumes[volume as usize].config;
+                if (config.block_bytes, config.group) != (info.block_bytes, info.group) {
+                    // It would be written with another length than its payload has.
+                    self.counters.unexpected += 1;
+                    return RecordVerdict::NotNeeded;
+                }
                 let from = peer as u8;
                 self.arrived.push_back(Arrived { info: *info, buf, volume, from });
                 RecordVerdict::Kept

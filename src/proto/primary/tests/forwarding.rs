@@ -180,6 +180,22 @@ fn a_shard_that_is_not_responsible_rejects_and_the_taker_goes_to_the_one_that_is
 }
 
 #[test]
+fn a_forwarded_update_with_another_block_size_or_group_is_refused() {
+    let (mut owner, mut taker) = (one_of_three(P1, 2), one_of_three(P2, 2));
+    let (forwarded, _) = taken(&mut taker, 4);
+    let wrong = [
+        UpdateInfo { block_bytes: 512, ..forwarded },
+        UpdateInfo { group: GroupId(9), ..forwarded },
+    ];
+    for info in wrong {
+        let verdict = owner.handle_record(P2, RecordRole::Forward, &info, BufRef(50));
+        assert_eq!(verdict, RecordVerdict::NotNeeded);
+    }
+    assert!(owner.next_arrived().is_none());
+    assert_eq!(owner.counters().unexpected, 2);
+}
+
+#[test]
 fn a_rejection_that_names_nobody_else_has_the_source_try_again() {
     let mut taker = one_of_three(P2, 2);
     let (forwarded, delivery) = taken(&mut taker, 4);
