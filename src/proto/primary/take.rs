@@ -10,7 +10,7 @@ use super::shard::{PrimaryShard, RecordVerdict};
 use super::slab::NOBODY;
 use crate::proto::command::{Command, HostTag};
 use crate::proto::message::Message;
-use crate::proto::types::{BufRef, ShardId};
+use crate::proto::types::{BufRef, NvmeStatus, ShardId};
 use crate::wire::update::UpdateInfo;
 use alloc::vec::Vec;
 
@@ -51,6 +51,9 @@ impl PrimaryShard {
                 if (config.block_bytes, config.group) != (info.block_bytes, info.group) {
                     // It would be written with another length than its payload has.
                     self.counters.unexpected += 1;
+                    let (forward, status) = (info.forward, NvmeStatus::INTERNAL);
+                    let message = Message::Forwarded { forward, status };
+                    self.commands.push_back(Command::Send { to: from, message });
                     return RecordVerdict::NotNeeded;
                 }
                 let from = peer as u8;

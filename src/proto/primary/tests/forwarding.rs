@@ -193,6 +193,8 @@ fn a_forwarded_update_with_another_block_size_or_group_is_refused() {
     }
     assert!(owner.next_arrived().is_none());
     assert_eq!(owner.counters().unexpected, 2);
+    let refusal = Message::Forwarded { forward: forwarded.forward, status: NvmeStatus::INTERNAL };
+    assert_eq!(told(&commands(&mut owner)), [refusal.clone(), refusal], "nobody waits for ever");
 }
 
 #[test]
