@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use setline::spdk::address::Address;
-use setline::spdk::base::Base;
+use setline::spdk::base::{Base, HostIdentity};
 use setline::spdk::bdev::{Bdev, Channel};
 use setline::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf, tsc_now};
 use setline::spdk::queue::LocalQueues;
@@ -63,9 +63,10 @@ fn every_kind_of_base_reads_back_what_was_written() {
         subsystems.delete_base(name, base, pump).unwrap();
         assert!(Bdev::open(name, false).is_err(), "{name} is gone");
     }
+    let host = HostIdentity { nqn: HOST_NQN.into(), id: [7; 16] };
     for (name, address) in [("tcp", &tcp), ("vfio", &vfio_user)] {
         peer.wait_for(address);
-        let names = subsystems.attach_nvme(name, address, Some(NQN), Some(HOST_NQN), pump).unwrap();
+        let names = subsystems.attach_nvme(name, address, Some(NQN), Some(&host), pump).unwrap();
         assert_eq!(names, [format!("{name}n1")]);
         exercise(&names[0], &app, &queues, memory);
         subsystems.detach_nvme(name, pump).unwrap();

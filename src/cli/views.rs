@@ -244,11 +244,26 @@ pub(super) fn changed(out: &mut Printer, group: &GroupStatus) -> Result<(), CliE
 }
 
 pub(super) fn volumes(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
-    let volumes = reach.first(Client::volumes)?;
+    let volumes = merged(reach.all(Client::volumes)?);
     if out.is_json() {
         return Ok(out.json(&volumes)?);
     }
-    let head = ["volume", "id", "nsid", "size", "block", "base", "target", "last number", "uuid"];
+    let state = |fencing: &Option<Fencing>| {
+        text(fencing.as_ref().map_or_else(|| "-".to_owned(), |known| known.state.to_string()))
+    };
+    let head = [
+        "volume",
+        "id",
+        "nsid",
+        "size",
+        "block",
+        "base",
+        "base is",
+        "target",
+        "target is",
+        "last number",
+        "uuid",
+    ];
     let rows = volumes.iter().map(|volume| {
         vec![
             text(format!("{}/{}", volume.group, volume.name)),
@@ -257,15 +272,31 @@ pub(super) fn volumes(out: &mut Printer, reach: &Reach) -> Result<(), CliError> 
             number(bytes(volume.size_mib << 20)),
             number(volume.block_bytes),
             text(format!("{}.{}: {}", volume.mover, volume.poller, volume.base)),
+            state(&volume.fencing),
             text(format!(
                 "{}.{}: {}",
                 volume.target_mover, volume.target_poller, volume.target_base
             )),
+            state(&volume.target_fencing),
             number(volume.last_seq),
             text(&volume.uuid),
         ]
     });
     Ok(out.table("", &head, rows.collect())?)
+}
+
+/// The first mover's view, with how bases are fenced from those that have them open.
+fn merged(views: Vec<(String, Vec<VolumeInfo>)>) -> Vec<VolumeInfo> {
+    let mut views = views.into_iter().map(|(_, volumes)| volumes);
+    let mut merged = views.next().unwrap_or_default();
+    for volume in views.flatten() {
+        let known = merged.iter_mut().find(|known| known.id == volume.id);
+        if let Some(known) = known {
+            known.fencing = known.fencing.take().or(volume.fencing);
+            known.target_fencing = known.target_fencing.take().or(volume.target_fencing);
+        }
+    }
+    merged
 }
 
 pub(super) fn map(out: &mut Printer, map: &VolumeMap) -> Result<(), CliError> {

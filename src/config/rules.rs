@@ -182,6 +182,11 @@ pub(super) fn memif_role() -> Rule<MemifRole> {
 }
 
 /// How a file is read and written.
+/// Yes or no.
+pub(super) fn boolean() -> Rule<bool> {
+    Rule::new("true or false", |value| value.as_bool())
+}
+
 pub(super) fn engine() -> Rule<FileEngine> {
     one_of(&[("aio", FileEngine::Aio), ("uring", FileEngine::Uring)])
 }

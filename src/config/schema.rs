@@ -148,12 +148,18 @@ fn nsid(s: &mut Section<'_>) -> u32 {
     s.or("nsid", 1, int(1..=0xffff_fffe))
 }
 
+/// Whether other movers reach the disk; of a remote one that is known, of these it is not.
+fn shared(s: &mut Section<'_>) -> bool {
+    s.or("shared", false, boolean())
+}
+
 /// Reads a disk's keys out of `s`, which may hold others too.
 fn disk(s: &mut Section<'_>, kinds: &'static [(&'static str, DiskKind)]) -> Disk {
     match s.must("kind", DiskKind::None, one_of(kinds)) {
         DiskKind::NvmePci => Disk::NvmePci {
             address: s.must("address", String::new(), pci_address()),
             nsid: nsid(s),
+            shared: shared(s),
         },
         DiskKind::NvmeTcp => Disk::NvmeTcp {
             address: s.must("address", Ipv4Addr::UNSPECIFIED.into(), ip()),
@@ -165,10 +171,12 @@ fn disk(s: &mut Section<'_>, kinds: &'static [(&'static str, DiskKind)]) -> Disk
             directory: s.must("directory", PathBuf::new(), path()),
             nqn: s.must("nqn", String::new(), nqn()),
             nsid: nsid(s),
+            shared: shared(s),
         },
         DiskKind::File => Disk::File {
             path: s.must("path", PathBuf::new(), path()),
             engine: s.or("engine", FileEngine::Aio, engine()),
+            shared: shared(s),
         },
         DiskKind::Malloc => Disk::Malloc,
         DiskKind::None => Disk::None,

@@ -389,6 +389,8 @@ pub enum Disk {
         address: String,
         /// Namespace id there.
         nsid: u32,
+        /// Other movers reach it, too.
+        shared: bool,
     },
     /// A remote namespace over NVMe/TCP.
     NvmeTcp {
@@ -409,6 +411,8 @@ pub enum Disk {
         nqn: String,
         /// Namespace id there.
         nsid: u32,
+        /// Other movers reach it, too.
+        shared: bool,
     },
     /// A file, opened with O_DIRECT; it must exist and have the size.
     File {
@@ -416,6 +420,8 @@ pub enum Disk {
         path: PathBuf,
         /// How it is read and written.
         engine: FileEngine,
+        /// Other movers reach it, too.
+        shared: bool,
     },
     /// Memory, lost with the process.
     Malloc,
@@ -542,6 +548,30 @@ impl Volume {
 }
 
 impl Disk {
+    /// Whether several movers of the site can reach it: an NVMe/TCP namespace always, memory never,
+    /// of the others the configuration says so (`shared`). Only such a base can change its mover.
+    #[must_use]
+    pub fn shared(&self) -> bool {
+        match self {
+            Self::NvmeTcp { .. } => true,
+            Self::NvmePci { shared, .. }
+            | Self::VfioUser { shared, .. }
+            | Self::File { shared, .. } => *shared,
+            Self::Malloc | Self::None => false,
+        }
+    }
+
+    /// The namespace id, of an NVMe namespace.
+    #[must_use]
+    pub fn nsid(&self) -> Option<u32> {
+        match self {
+            Self::NvmePci { nsid, .. }
+            | Self::NvmeTcp { nsid, .. }
+            | Self::VfioUser { nsid, .. } => Some(*nsid),
+            Self::File { .. } | Self::Malloc | Self::None => None,
+        }
+    }
+
     /// Whether what is written is lost when the process ends.
     #[must_use]
     pub fn is_volatile(&self) -> bool {

@@ -17,7 +17,10 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::board::Board;
 use super::events::Events;
 use super::judge::{Evidence, Verdict, broken_words};
-use super::model::{ApiError, ControlPlane, ErrorCode, EventLevel, GroupState, Request, Response};
+use super::model::{
+    ApiError, ControlPlane, ErrorCode, EventLevel, Fencing, FencingState, GroupState, Request,
+    Response,
+};
 use super::requests::Waiting;
 use super::status::{Standing, View};
 use super::stop::{Outcome, Stopping};
@@ -65,6 +68,8 @@ pub struct Setup {
     pub pollers: Vec<Sender<ToPoller>>,
     /// What they report.
     pub reports: Receiver<FromPoller>,
+    /// How the open bases are kept from other movers.
+    pub fencing: BTreeMap<VolumeId, Fencing>,
 }
 
 /// What the control thread is to do after a turn.
@@ -138,6 +143,7 @@ pub struct Driver {
     standings: Vec<Standing>,
     movers: BTreeMap<MoverId, PeerState>,
     serving: bool,
+    pub(super) fencing: BTreeMap<VolumeId, Fencing>,
     to_pollers: Vec<Sender<ToPoller>>,
     outbox: VecDeque<(usize, ToPoller)>,
     reports: Receiver<FromPoller>,
@@ -195,6 +201,7 @@ impl Driver {
             faults: BTreeMap::new(),
             movers: BTreeMap::new(),
             serving: false,
+            fencing: setup.fencing,
             to_pollers: setup.pollers,
             outbox: VecDeque::new(),
             reports: setup.reports,
@@ -273,6 +280,7 @@ impl Driver {
             standings: &self.standings,
             warnings: &self.warnings,
             faults,
+            fencing: &self.fencing,
             serving: self.serving,
         }
     }
@@ -282,7 +290,14 @@ impl Driver {
     }
 
     pub(super) fn fault_texts(&self) -> Vec<String> {
-        self.faults.values().cloned().collect()
+        let mut texts: Vec<String> = self.faults.values().cloned().collect();
+        for (volume, fencing) in &self.fencing {
+            if fencing.state == FencingState::Excluded {
+                let (_, name) = self.volume_name(*volume);
+                texts.push(format!("volume {name}: {}", fencing.reason));
+            }
+        }
+        texts
     }
 
     pub(super) fn event(

@@ -3,11 +3,13 @@
 //! Only translation: the board has the facts, `judge` the verdicts. What this mover cannot know
 //! (another mover's counts, say) is left out rather than guessed.
 
+use std::collections::BTreeMap;
+
 use super::board::{GroupBoard, PollerBoard};
 use super::history::SetRecord;
 use super::judge::{Evidence, Verdict, broken_words};
 use super::model::{
-    ApiError, ApplyState, ConsistencyPoint, CoreInfo, ErrorCode, GroupState, GroupStatus,
+    ApiError, ApplyState, ConsistencyPoint, CoreInfo, ErrorCode, Fencing, GroupState, GroupStatus,
     GroupTotals, LedgerEntry, ManifestVolume, MarksInfo, MoverInfo, NeedsResync, SetInfo, SetState,
     Status, Summary, VolumeInfo, VolumeMap, VolumeMapEntry, colour_name,
 };
@@ -39,6 +41,8 @@ pub struct View<'a> {
     pub warnings: &'a [String],
     /// Faults of the mover itself, such as a store that cannot be written.
     pub faults: &'a [String],
+    /// How each volume's base is kept from other movers, of those that are open here.
+    pub fencing: &'a BTreeMap<VolumeId, Fencing>,
     /// Devices are open and hosts can connect.
     pub serving: bool,
 }
@@ -241,6 +245,9 @@ impl View<'_> {
             set.facts.iter().find(|facts| facts.volume == id).map(|facts| facts.last.0)
         });
         let retained = primaries().flat_map(|p| &p.retained_bytes).find(|(known, _)| *known == id);
+        // A mover of a site opens what lies there.
+        let here = self.evidence.mover.mover.role;
+        let fencing = |site| self.fencing.get(&id).filter(|_| here == site).cloned();
         VolumeInfo {
             group: group.name.clone(),
             name: volume.name.clone(),
@@ -259,6 +266,8 @@ impl View<'_> {
             last_seq: next.map_or(named.unwrap_or(0), |(_, seq)| seq.0 - 1),
             updates: self.counters(id).writes,
             retained_bytes: retained.map_or(0, |(_, bytes)| *bytes),
+            fencing: fencing(Role::Primary),
+            target_fencing: fencing(Role::Secondary),
         }
     }
 
@@ -579,7 +588,7 @@ fn kind_word(kind: UpdateKind) -> &'static str {
 #[must_use]
 pub fn disk_words(disk: &Disk) -> String {
     match disk {
-        Disk::NvmePci { address, nsid } => format!("nvme {address} ns {nsid}"),
+        Disk::NvmePci { address, nsid, .. } => format!("nvme {address} ns {nsid}"),
         Disk::NvmeTcp { address, port, nqn, nsid } => {
             format!("nvme/tcp {address}:{port} {nqn} ns {nsid}")
         }

@@ -6,6 +6,7 @@
 //! ([`verdict`]), and whatever happens it is removed again: processes by pid and start time,
 //! hugepage files, sockets, namespaces, directory.
 
+pub mod array;
 pub mod cluster;
 pub mod faults;
 pub mod interrupt;

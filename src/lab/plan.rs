@@ -238,7 +238,7 @@ impl Builder<'_> {
     }
 
     fn file(&self, path: PathBuf) -> Disk {
-        Disk::File { path, engine: self.engine() }
+        Disk::File { path, engine: self.engine(), shared: false }
     }
 
     fn namespace(&self, at: usize) -> Option<String> {

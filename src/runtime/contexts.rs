@@ -10,7 +10,12 @@ pub(super) enum IoContext {
     /// For a host: a read or a flush; its completion is the host's.
     Host(HostTag),
     /// A write or flush that the protocol ordered.
-    Protocol(Token),
+    Protocol {
+        /// What it was.
+        token: Token,
+        /// The volume.
+        volume: VolumeId,
+    },
     /// A write with force unit access on a volume with a write cache: a flush follows.
     FlushAfter {
         /// The write.
@@ -22,6 +27,8 @@ pub(super) enum IoContext {
     ReadBack {
         /// The write.
         token: Token,
+        /// The volume.
+        volume: VolumeId,
         /// Its memory in the pool.
         slot: u32,
     },

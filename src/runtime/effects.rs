@@ -1,6 +1,7 @@
 //! Carrying out what the state machines want done.
 
 use super::contexts::IoContext;
+use super::excluded::{PATH_INACCESSIBLE, says_excluded};
 use super::messages::FromPoller;
 use super::poller::Poller;
 use super::siblings::SiblingMessage;
@@ -109,6 +110,9 @@ impl Poller {
         }
         let Some(index) = self.volume_index(write.volume) else { return self.refuse(&write) };
         let volume = &self.volumes[index];
+        if volume.excluded {
+            return self.drop_write(&write);
+        }
         let Some(channel) = &volume.channel else { return self.refuse(&write) };
         let bytes = write.extent.blocks as usize * volume.block_bytes as usize;
         let payload = match write.payload {
@@ -120,11 +124,11 @@ impl Poller {
             return self.refuse(&write);
         }
         let meaning = if let Some(slot) = write.read_back {
-            IoContext::ReadBack { token: write.token, slot }
+            IoContext::ReadBack { token: write.token, volume: write.volume, slot }
         } else if write.fua && volume.write_cache {
             IoContext::FlushAfter { token: write.token, volume: write.volume }
         } else {
-            IoContext::Protocol(write.token)
+            IoContext::Protocol { token: write.token, volume: write.volume }
         };
         let context = self.contexts.insert(meaning);
         let (lba, blocks) = (write.extent.lba, u64::from(write.extent.blocks));
@@ -155,8 +159,19 @@ impl Poller {
         self.node.handle_written(self.now, write.token, NvmeStatus::INTERNAL);
     }
 
+    /// The volume is another mover's by now (`excluded`): the write is forgotten.
+    #[cold]
+    fn drop_write(&mut self, write: &BlockWrite) {
+        if let Some(slot) = write.read_back {
+            self.read_back.give_back(slot);
+        }
+    }
+
     pub(super) fn flush_volume(&mut self, id: VolumeId, token: Token) {
         let volume = self.volume_index(id).map(|index| &self.volumes[index]);
+        if volume.is_some_and(|volume| volume.excluded) {
+            return;
+        }
         let Some(channel) =
             volume.filter(|v| v.geometry_flush).and_then(|volume| volume.channel.as_ref())
         else {
@@ -164,7 +179,7 @@ impl Poller {
             self.node.handle_written(self.now, token, NvmeStatus::SUCCESS);
             return;
         };
-        let context = self.contexts.insert(IoContext::Protocol(token));
+        let context = self.contexts.insert(IoContext::Protocol { token, volume: id });
         if let Err(why) = channel.flush(context) {
             self.contexts.remove(context);
             match why {
@@ -192,8 +207,14 @@ impl Poller {
     /// A block device request has completed.
     #[inline]
     pub(super) fn block_done(&mut self, context: u64, status: NvmeStatus) {
-        match self.contexts.remove(context) {
-            Some(IoContext::Protocol(token)) => self.node.handle_written(self.now, token, status),
+        let meaning = self.contexts.remove(context);
+        if says_excluded(status) {
+            return self.refused_by_base(meaning, status);
+        }
+        match meaning {
+            Some(IoContext::Protocol { token, .. }) => {
+                self.node.handle_written(self.now, token, status)
+            }
             Some(IoContext::Host(tag)) => self.complete_tag(tag, status),
             Some(IoContext::FlushAfter { token, volume }) => {
                 if status.is_ok() {
@@ -202,13 +223,39 @@ impl Poller {
                     self.node.handle_written(self.now, token, status);
                 }
             }
-            Some(IoContext::ReadBack { token, slot }) => {
+            Some(IoContext::ReadBack { token, slot, .. }) => {
                 self.read_back.give_back(slot);
                 self.node.handle_written(self.now, token, status);
             }
             Some(IoContext::Journal(id)) => self.journal_done(id, status),
             Some(IoContext::JournalRead(slot)) => self.journal_has_read(slot, status),
             None => debug_assert!(false, "a request completes once"),
+        }
+    }
+
+    /// A request found another mover's reservation in its way.
+    #[cold]
+    fn refused_by_base(&mut self, meaning: Option<IoContext>, status: NvmeStatus) {
+        let volume = match meaning {
+            Some(IoContext::Protocol { volume, .. } | IoContext::FlushAfter { volume, .. }) => {
+                self.volume_index(volume)
+            }
+            Some(IoContext::ReadBack { volume, slot, .. }) => {
+                self.read_back.give_back(slot);
+                self.volume_index(volume)
+            }
+            Some(IoContext::Host(tag)) => self.hosts.remove(tag).map(|command| {
+                let volume = command.volume as usize;
+                self.complete(command, PATH_INACCESSIBLE);
+                volume
+            }),
+            // Journals are not shared: a failure like any other.
+            Some(IoContext::Journal(id)) => return self.journal_done(id, status),
+            Some(IoContext::JournalRead(slot)) => return self.journal_has_read(slot, status),
+            None => None,
+        };
+        if let Some(index) = volume {
+            self.exclude(index);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Write-nature commands become updates: admitted, copied once into the arena with their checksum,
 //! numbered. What finds no room waits in its volume's queue. Reads and flushes go to the base.
 
+use super::excluded::PATH_INACCESSIBLE;
 use super::inflight::InFlight;
 use super::poller::{IoContext, Poller};
 use super::siblings::{ForeignCommand, SiblingMessage};
@@ -93,6 +94,9 @@ impl Poller {
 
     #[inline]
     fn serve(&mut self, command: HostCommand) {
+        if self.volumes[command.volume as usize].excluded {
+            return self.complete(command, PATH_INACCESSIBLE);
+        }
         match command.kind {
             IoKind::Write | IoKind::WriteZeroes | IoKind::Unmap => {
                 let volume = command.volume;
@@ -272,14 +276,15 @@ impl Poller {
     #[inline]
     pub(super) fn complete_tag(&mut self, tag: HostTag, status: NvmeStatus) {
         let Some(command) = self.hosts.remove(tag) else {
-            debug_assert!(self.refusing, "a command completes once");
+            let given_up = self.refusing || self.volumes.iter().any(|volume| volume.excluded);
+            debug_assert!(given_up, "a command completes once");
             return;
         };
         self.complete(command, status);
     }
 
     #[inline]
-    fn complete(&mut self, command: HostCommand, status: NvmeStatus) {
+    pub(super) fn complete(&mut self, command: HostCommand, status: NvmeStatus) {
         if !status.is_ok() {
             self.volumes[command.volume as usize].counters.errors += 1;
         } else if matches!(command.kind, IoKind::Write | IoKind::WriteZeroes | IoKind::Unmap) {

@@ -147,7 +147,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
     let subsystems = Subsystems::start(&pools, pump).map_err(|source| {
         spdk("SPDK's subsystems", source, "raise mover.hugepage_mib, or reserve more hugepages")
     })?;
-    let volumes = Volumes::open(&mover, &plan, &subsystems, pump)?;
+    let volumes = Volumes::open(&mover, &plan, &subsystems, boot.incarnation, pump)?;
     let hosts = match me.role {
         Role::Primary => Some(Hosts::new(&mover, pump)?),
         Role::Secondary => None,
@@ -199,6 +199,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         unix_offset_ns: offset_ns,
         pollers: to_pollers,
         reports: from_pollers,
+        fencing: volumes.fencing(),
     });
     let server = Server::start(&mover.api, Arc::new(control))?;
     let mut machine = Machine { env, app, subsystems, volumes, hosts, network, pollers };

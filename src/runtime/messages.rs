@@ -91,6 +91,14 @@ pub enum FromPoller {
         /// What was noticed.
         state: PeerState,
     },
+    /// A base refused a write because of another mover's reservation: this mover was excluded from
+    /// it. The poller has stopped everything about the volume.
+    Excluded {
+        /// The volume.
+        volume: VolumeId,
+        /// When, by the mover's monotonic clock.
+        at: Nanos,
+    },
     /// The poller could not go on and ends; the mover must stop.
     Failed {
         /// The shard.

@@ -11,6 +11,10 @@ mod contexts;
 #[cfg(feature = "datapath")]
 mod effects;
 #[cfg(feature = "datapath")]
+mod excluded;
+#[cfg(feature = "datapath")]
+pub mod fence;
+#[cfg(feature = "datapath")]
 mod host;
 #[cfg(feature = "datapath")]
 pub mod hosts;

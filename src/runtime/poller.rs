@@ -129,6 +129,8 @@ pub(super) struct Volume {
     pub(super) geometry_flush: bool,
     pub(super) unmap: bool,
     pub(super) numbered_by_mover: bool,
+    /// Another mover has taken it over: nothing goes to its base any more.
+    pub(super) excluded: bool,
     pub(super) counters: VolumeCounters,
 }
 
@@ -549,6 +551,7 @@ impl Volume {
                 }
                 MachineConfigs::Secondary { .. } => false,
             },
+            excluded: false,
             counters: VolumeCounters { volume: parts.id, ..VolumeCounters::default() },
         };
         if let Some(name) = &parts.bdev {

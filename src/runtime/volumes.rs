@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::fence::{Fence, FenceError};
 use super::parts::{JournalParts, TapOwner, VolumeParts};
 use super::plan::{HOST_PAYLOAD_BYTES_MAX, Plan, PollerPlan};
 use crate::config::{Disk, FileEngine, Mover, Role, Uuid};
-use crate::proto::types::VolumeId;
+use crate::control::model::Fencing;
+use crate::proto::types::{MoverId, VolumeId};
 use crate::spdk::address::Address;
-use crate::spdk::base::Base;
+use crate::spdk::base::{Base, HostIdentity};
 use crate::spdk::bdev::{Bdev, Geometry};
 use crate::spdk::error::Error;
 use crate::spdk::op::Pump;
@@ -83,6 +85,9 @@ pub enum VolumeError {
         /// What is needed, in bytes.
         wanted: u64,
     },
+    /// Other movers could not be kept from it.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
 }
 
 /// The block devices of a mover, in use.
@@ -93,17 +98,20 @@ pub struct Volumes {
     /// The taps by the index that their commands carry, with their volumes.
     taps: Vec<(TapVolume, VolumeId)>,
     journal: Option<(String, Geometry)>,
+    /// Taken when the mover leaves its bases.
+    fence: Option<Fence>,
 }
 
 /// Makes block devices; remembers controllers, of which several volumes may use namespaces.
 struct Opener<'a> {
     subsystems: &'a Subsystems,
-    host_nqn: String,
+    host: HostIdentity,
     controllers: BTreeMap<String, Vec<String>>,
 }
 
 impl Volumes {
-    /// Makes everything that `mover` needs. On the app thread.
+    /// Makes everything that `mover` needs, and keeps other movers from writing its bases, in its
+    /// life `incarnation`. On the app thread.
     ///
     /// # Errors
     /// [`VolumeError`]; what was made before goes with `subsystems`.
@@ -111,11 +119,14 @@ impl Volumes {
         mover: &Mover,
         plan: &Plan,
         subsystems: &Subsystems,
+        incarnation: u64,
         pump: Pump<'_>,
     ) -> Result<Self, VolumeError> {
-        let host_nqn = format!("nqn.2026-11.io.setline:mover:{}", mover.mover.name);
-        let mut opener = Opener { subsystems, host_nqn, controllers: BTreeMap::new() };
-        let mut volumes = Self { bdevs: BTreeMap::new(), taps: Vec::new(), journal: None };
+        let host = host_identity(mover);
+        let mut fence = Fence::new(MoverId(mover.mover.id), incarnation, host.id);
+        let mut opener = Opener { subsystems, host, controllers: BTreeMap::new() };
+        let mut volumes =
+            Self { bdevs: BTreeMap::new(), taps: Vec::new(), journal: None, fence: None };
         let at_primary = mover.mover.role == Role::Primary;
         for (group, index) in plan.pollers.iter().flat_map(|poller| &poller.volumes) {
             let (group, volume) = (&mover.groups[*group], &mover.groups[*group].volumes[*index]);
@@ -125,6 +136,15 @@ impl Volumes {
             let need =
                 Need { what, block_bytes: Some(volume.block_bytes), bytes: volume.size_mib << 20 };
             let bdev = opener.open(&name, disk, &need, &mut *pump)?;
+            let id = VolumeId(volume.id);
+            match (&bdev, disk.nsid().filter(|_| disk.shared())) {
+                (Some((bdev, _)), Some(nsid)) => fence.join(id, bdev, nsid, &mut *pump)?,
+                (Some(_), None) if disk.shared() => {
+                    fence.bind(id, "movers share it, and a file has no reservations");
+                }
+                (Some(_), None) => fence.bind(id, "no other mover reaches it"),
+                (None, _) => {}
+            }
             if at_primary {
                 let write_cache = bdev.as_ref().is_some_and(|(_, geometry)| geometry.write_cache);
                 let config = TapConfig {
@@ -151,6 +171,7 @@ impl Volumes {
             let need = Need { what, block_bytes: None, bytes: journal.size_mib << 20 };
             volumes.journal = opener.open("journal", &journal.disk, &need, pump)?;
         }
+        volumes.fence = Some(fence);
         Ok(volumes)
     }
 
@@ -220,13 +241,38 @@ impl Volumes {
         })
     }
 
-    /// Removes the taps; bases go with SPDK's subsystems. Hosts and pollers have let go of both.
-    pub fn close(self, pump: Pump<'_>) {
+    /// How each base is kept from other movers.
+    #[must_use]
+    pub fn fencing(&self) -> BTreeMap<VolumeId, Fencing> {
+        self.fence.as_ref().map(Fence::fencing).unwrap_or_default()
+    }
+
+    /// What keeps other movers from the bases, for taking volumes over.
+    pub fn fence(&mut self) -> Option<&mut Fence> {
+        self.fence.as_mut()
+    }
+
+    /// Leaves the bases' reservations and removes the taps; bases go with SPDK's subsystems. Hosts and pollers have let go of both.
+    pub fn close(mut self, pump: Pump<'_>) {
+        if let Some(fence) = self.fence.take() {
+            fence.leave(&mut *pump);
+        }
         for (tap, id) in self.taps {
             if let Err(error) = tap.remove(&mut *pump) {
                 tracing::warn!(volume = %id, %error, "a volume's tap stays until the process ends");
             }
         }
+    }
+}
+
+/// Who `mover` is to the targets it uses. Reservations there know it by this, so it is made of what
+/// never changes: its site, name and number.
+#[must_use]
+pub fn host_identity(mover: &Mover) -> HostIdentity {
+    let me = &mover.mover;
+    HostIdentity {
+        nqn: format!("nqn.2026-11.io.setline:mover:{}", me.name),
+        id: Uuid::derive(&format!("mover {}", me.id), &format!("{}/{}", me.site, me.name)).0,
     }
 }
 
@@ -258,7 +304,7 @@ impl Opener<'_> {
                 self.subsystems.create_base(name, &base, &mut *pump).map_err(failed)?;
                 name.to_owned()
             }
-            Disk::File { path, engine } => {
+            Disk::File { path, engine, .. } => {
                 let base = match engine {
                     FileEngine::Aio => Base::Aio { path, block_bytes },
                     FileEngine::Uring => Base::Uring { path, block_bytes },
@@ -266,7 +312,7 @@ impl Opener<'_> {
                 self.subsystems.create_base(name, &base, &mut *pump).map_err(failed)?;
                 name.to_owned()
             }
-            Disk::NvmePci { address, nsid } => {
+            Disk::NvmePci { address, nsid, .. } => {
                 let address = Address::Pcie(address.clone());
                 self.namespace(&address, None, *nsid, need, &words, &mut *pump)?
             }
@@ -274,7 +320,7 @@ impl Opener<'_> {
                 let address = Address::Tcp(SocketAddr::new(*address, *port));
                 self.namespace(&address, Some(nqn), *nsid, need, &words, &mut *pump)?
             }
-            Disk::VfioUser { directory, nqn, nsid } => {
+            Disk::VfioUser { directory, nqn, nsid, .. } => {
                 let address = Address::VfioUser(PathBuf::from(directory));
                 self.namespace(&address, Some(nqn), *nsid, need, &words, &mut *pump)?
             }
@@ -306,7 +352,7 @@ impl Opener<'_> {
             let name = format!("nvme{}", self.controllers.len());
             let namespaces = self
                 .subsystems
-                .attach_nvme(&name, address, nqn, Some(&self.host_nqn), pump)
+                .attach_nvme(&name, address, nqn, Some(&self.host), pump)
                 .map_err(|source| VolumeError::Open {
                     what: need.what.clone(),
                     disk: words.to_owned(),

@@ -41,6 +41,16 @@ pub enum Base<'a> {
     },
 }
 
+/// Who this initiator is to a target. A target's reservations know hosts by `id` alone, so each
+/// mover has its own, the same after every restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostIdentity {
+    /// Its NQN, which access lists name.
+    pub nqn: String,
+    /// Its 128-bit host identifier, not 0.
+    pub id: [u8; 16],
+}
+
 impl Subsystems {
     /// Makes the block device `name`.
     ///
@@ -80,7 +90,7 @@ impl Subsystems {
 
     /// Attaches an NVMe controller as `name`; each of its namespaces becomes a
     /// block device, whose names (`<name>n1` ...) are returned. `nqn` selects the
-    /// subsystem of a target, `host_nqn` is who we say we are.
+    /// subsystem of a target, `host` is who we say we are.
     ///
     /// # Errors
     /// [`Error::Errno`]: nothing answers there, or it refuses us.
@@ -89,7 +99,7 @@ impl Subsystems {
         name: &str,
         address: &Address,
         nqn: Option<&str>,
-        host_nqn: Option<&str>,
+        host: Option<&HostIdentity>,
         pump: Pump<'_>,
     ) -> Result<Vec<String>, Error> {
         const CALL: &str = "spdk_bdev_nvme_create";
@@ -99,8 +109,11 @@ impl Subsystems {
         let size = size_of::<sys::spdk_nvme_ctrlr_opts>();
         // SAFETY: a valid structure and its size.
         unsafe { sys::spdk_nvme_ctrlr_get_default_ctrlr_opts(&mut driver, size) };
-        if let Some(host) = host_nqn {
-            let host = cstring("host NQN", host)?;
+        if let Some(HostIdentity { nqn, id }) = host {
+            let host = cstring("host NQN", nqn)?;
+            // The 64-bit form is for PCIe controllers that have no other.
+            driver.extended_host_id = *id;
+            driver.host_id.copy_from_slice(&id[..8]);
             let room = driver.hostnqn.len() - 1;
             driver.hostnqn.fill(0);
             for (to, from) in driver.hostnqn.iter_mut().zip(host.as_bytes().iter().take(room)) {

@@ -90,6 +90,16 @@ impl Bdev {
         unsafe { self.inner.removed.as_ref() }.get()
     }
 
+    /// Whether it takes NVMe commands as they are: it is an NVMe namespace.
+    pub fn passes_nvme(&self) -> bool {
+        // SAFETY: the descriptor is open, so it has a device.
+        let bdev = unsafe { sys::spdk_bdev_desc_get_bdev(self.inner.desc.as_ptr()) };
+        [sys::SPDK_BDEV_IO_TYPE_NVME_ADMIN, sys::SPDK_BDEV_IO_TYPE_NVME_IO]
+            .into_iter()
+            // SAFETY: the device stays while the descriptor is open.
+            .all(|kind| unsafe { sys::spdk_bdev_io_type_supported(bdev, kind) })
+    }
+
     /// A channel for I/O by the current SPDK thread.
     ///
     /// # Errors
@@ -163,6 +173,11 @@ impl Channel {
     /// Whether the device went away.
     pub fn is_removed(&self) -> bool {
         self.bdev.is_removed()
+    }
+
+    /// Descriptor and channel, for commands of [`super::reservation`].
+    pub(super) fn raw_parts(&self) -> (*mut sys::spdk_bdev_desc, *mut sys::spdk_io_channel) {
+        (self.desc(), self.raw.as_ptr())
     }
 
     fn desc(&self) -> *mut sys::spdk_bdev_desc {
@@ -337,7 +352,7 @@ impl Drop for Channel {
 
 /// The status of a finished request, which is then given back to SPDK.
 #[inline]
-fn take_status(io: *mut sys::spdk_bdev_io, success: bool) -> NvmeStatus {
+pub(super) fn take_status(io: *mut sys::spdk_bdev_io, success: bool) -> NvmeStatus {
     let status = if success {
         NvmeStatus::SUCCESS
     } else {

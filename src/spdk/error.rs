@@ -118,6 +118,9 @@ impl NvmeStatus {
     /// Compared data differ.
     pub const COMPARE_FAILURE: Self =
         Self::new(sys::SPDK_NVME_SCT_MEDIA_ERROR, sys::SPDK_NVME_SC_COMPARE_FAILURE);
+    /// Somebody else's reservation stands against the command (generic, 83h).
+    pub const RESERVATION_CONFLICT: Self =
+        Self::new(sys::SPDK_NVME_SCT_GENERIC, sys::SPDK_NVME_SC_RESERVATION_CONFLICT);
     /// This path cannot serve the namespace now; multipath hosts take another.
     pub const PATH_INACCESSIBLE: Self =
         Self::new(sys::SPDK_NVME_SCT_PATH, sys::SPDK_NVME_SC_ASYMMETRIC_ACCESS_INACCESSIBLE);

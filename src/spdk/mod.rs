@@ -21,6 +21,7 @@ pub mod nvmf;
 pub mod op;
 pub mod payload;
 pub mod queue;
+pub mod reservation;
 pub mod subsystem;
 pub mod tap;
 pub mod thread;

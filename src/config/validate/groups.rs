@@ -234,13 +234,13 @@ fn disks(doc: &Doc, mover: &Mover) {
 /// the mover that uses it.
 fn place(owner: &str, disk: &Disk) -> Option<(&'static str, String)> {
     match disk {
-        Disk::NvmePci { address, nsid } => {
+        Disk::NvmePci { address, nsid, .. } => {
             Some(("address", format!("namespace {nsid} of {address} at {owner:?}")))
         }
         Disk::NvmeTcp { address, port, nqn, nsid } => {
             Some(("nqn", format!("namespace {nsid} of {nqn} at {address}:{port}")))
         }
-        Disk::VfioUser { directory, nqn, nsid } => {
+        Disk::VfioUser { directory, nqn, nsid, .. } => {
             let directory = directory.display();
             Some(("directory", format!("namespace {nsid} of {nqn} in {directory} at {owner:?}")))
         }

@@ -3,7 +3,7 @@
 use super::Driver;
 use crate::control::board::PollerBoard;
 use crate::control::judge::broken_words;
-use crate::control::model::EventLevel;
+use crate::control::model::{EventLevel, Fencing, FencingState};
 use crate::control::store::ResyncMark;
 use crate::proto::command::Report;
 use crate::proto::message::BrokenReason;
@@ -29,6 +29,7 @@ impl Driver {
                     self.board.link(shard, peer, state, now);
                     self.tell_movers(now);
                 }
+                FromPoller::Excluded { volume, at } => self.excluded(at, volume),
                 FromPoller::Failed { shard, reason } => {
                     let reason = format!("poller {shard} has ended: {reason}");
                     if let Some(poller) = self.poller_mut(shard) {
@@ -124,7 +125,20 @@ impl Driver {
         }
     }
 
-    fn volume_name(&self, id: VolumeId) -> (Option<GroupId>, String) {
+    /// Another mover shut this one out of a volume's base: it has taken the volume over.
+    fn excluded(&mut self, at: Nanos, volume: VolumeId) {
+        let (group, name) = self.volume_name(volume);
+        let reason = "another mover excluded this one from its base: nothing is written there from \
+                      here any more, and hosts are sent to another path; restart this mover";
+        let key = self.fencing.get(&volume).and_then(|fencing| fencing.key.clone());
+        let state = FencingState::Excluded;
+        self.fencing.insert(volume, Fencing { state, reason: reason.to_owned(), key });
+        let group = self.group_name(group);
+        let message = format!("volume {name}: {reason}");
+        self.event(at, EventLevel::Error, "excluded", group.as_deref(), message);
+    }
+
+    pub(super) fn volume_name(&self, id: VolumeId) -> (Option<GroupId>, String) {
         let named = self.mover.groups.iter().find_map(|group| {
             let volume = group.volumes.iter().find(|volume| volume.id == id.0)?;
             Some((GroupId(group.id), format!("{}/{}", group.name, volume.name)))

@@ -12,6 +12,7 @@ use crate::runtime::messages::{
 use crate::runtime::plan::Start;
 use hdrhistogram::Histogram;
 
+mod excluded;
 mod stopping;
 
 const G: GroupId = GroupId(1);
@@ -88,6 +89,7 @@ impl Bench {
             unix_offset_ns: UNIX_NS,
             pollers: vec![to],
             reports: from,
+            fencing: BTreeMap::new(),
         });
         let mut bench = Self {
             driver,

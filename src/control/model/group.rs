@@ -183,6 +183,45 @@ pub struct VolumeInfo {
     pub updates: u64,
     /// Bytes of retained updates at this mover.
     pub retained_bytes: u64,
+    /// How `base` is kept from other movers; none from a mover that does not have it open.
+    #[serde(default)]
+    pub fencing: Option<Fencing>,
+    /// The same of `target_base`.
+    #[serde(default)]
+    pub target_fencing: Option<Fencing>,
+}
+
+/// How a base is kept from other movers (G13).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fencing {
+    /// The state.
+    pub state: FencingState,
+    /// The kind of reservation, or why there is none, in words.
+    pub reason: String,
+    /// This mover's key there, hexadecimal.
+    pub key: Option<String>,
+}
+
+impl std::fmt::Display for FencingState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fenced => "fenced",
+            Self::Bound => "bound",
+            Self::Excluded => "excluded",
+        })
+    }
+}
+
+/// Whether a base is fenced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FencingState {
+    /// Only movers that are registered there can write, and this one is.
+    Fenced,
+    /// It cannot be fenced; the volume stays with the one mover that writes it.
+    Bound,
+    /// Another mover shut this one out: it writes nothing any more.
+    Excluded,
 }
 
 /// The map volume → responsible mover (G1).
