@@ -52,6 +52,13 @@ fn a_set_every_10_ms_over_tcp_with_512_byte_blocks() {
 }
 
 #[test]
+fn volumes_at_a_storage_server_that_fences_its_namespaces() {
+    let report = passes("--seconds 5 --base array --check-every 1s --kill s1@2s");
+    assert!(report["sets_applied"].as_u64() >= Some(10), "{}", report["sets_applied"]);
+    assert_eq!(report["equality"]["by"], "bytes", "{}", report["equality"]);
+}
+
+#[test]
 fn movers_with_two_pollers_each_replicate_over_the_links_of_every_pair() {
     let report = passes("--seconds 5 --pollers 2 --check-every 1s");
     assert!(report["sets_applied"].as_u64() >= Some(10), "{}", report["sets_applied"]);

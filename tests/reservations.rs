@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -159,7 +159,7 @@ impl Target {
         command.args(server.arguments(0)).stdout(Stdio::null()).stderr(Stdio::null());
         let mut target = Self(Killed(command.spawn().unwrap()));
         let start = Instant::now();
-        while TcpStream::connect(server.address).is_err() {
+        while !server.is_ready() {
             assert!(target.0.0.try_wait().unwrap().is_none(), "the target ended");
             assert!(start.elapsed() < LIMIT, "the target does not start");
             std::thread::sleep(Duration::from_millis(20));

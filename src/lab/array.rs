@@ -4,8 +4,11 @@
 //! It runs in interrupt mode, so that it takes no core while nothing is asked of it. Namespaces are
 //! files, which can be compared with what they should hold.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -82,6 +85,28 @@ impl Array {
             { "subsystem": "bdev", "config": bdevs },
             { "subsystem": "nvmf", "config": nvmf },
         ]})
+    }
+
+    /// Whether everything is offered: its control socket says so (JSON-RPC 2.0).
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.listening().is_some_and(|count| count == self.subsystems.len())
+    }
+
+    /// How many of its subsystems listen.
+    fn listening(&self) -> Option<usize> {
+        let mut socket = UnixStream::connect(&self.socket).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "nvmf_get_subsystems" });
+        socket.write_all(call.to_string().as_bytes()).ok()?;
+        // It answers with one document and keeps the connection.
+        let mut documents = serde_json::Deserializer::from_reader(socket).into_iter::<Value>();
+        let answer = documents.next()?.ok()?;
+        let known = answer["result"].as_array()?.iter().filter(|found| {
+            let ours = self.subsystems.iter().any(|ours| found["nqn"] == ours.nqn.as_str());
+            ours && found["listen_addresses"].as_array().is_some_and(|all| !all.is_empty())
+        });
+        Some(known.count())
     }
 
     /// The target's arguments, on core `core`.

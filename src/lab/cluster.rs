@@ -11,6 +11,7 @@ use super::interrupt::Interrupt;
 use super::options::Shape;
 use super::plan::{self, Plan};
 use super::process::{Process, Start};
+use super::service::PlannedService;
 use super::site::{ProcessId, Site, SiteMover};
 use super::{LabError, machine, netns};
 use crate::config::Role;
@@ -30,10 +31,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// and hugepage files; the directory stays unless [`Cluster::remove_directory`] was called.
 #[derive(Debug)]
 pub struct Cluster {
-    plan: Plan,
-    site: Site,
+    pub(super) plan: Plan,
+    pub(super) site: Site,
     setlined: PathBuf,
-    processes: BTreeMap<String, Process>,
+    pub(super) processes: BTreeMap<String, Process>,
     released: bool,
     directory_goes: bool,
 }
@@ -76,6 +77,7 @@ impl Cluster {
                     process: None,
                 })
                 .collect(),
+            services: Vec::new(),
             namespaces: plan.veth.as_ref().map(netns::names).unwrap_or_default(),
         };
         let mut cluster = Self {
@@ -108,6 +110,9 @@ impl Cluster {
             let text = mover.config.render().map_err(plan::PlanError::from)?;
             fs::write(&mover.file, text).map_err(|e| LabError::io(&named(&mover.file), e))?;
         }
+        for (path, text) in self.plan.services.iter().filter_map(PlannedService::file) {
+            fs::write(path, text).map_err(|e| LabError::io(&named(path), e))?;
+        }
         Ok(self.site.write()?)
     }
 
@@ -129,11 +134,12 @@ impl Cluster {
         self.site.of(role).map(|mover| mover.name.clone()).collect()
     }
 
-    /// Starts every mover and waits until all are ready.
+    /// Starts what movers need, then every mover, and waits until all are ready.
     ///
     /// # Errors
     /// A mover that ends, or is not ready in time.
     pub fn start_all(&mut self, interrupt: &Interrupt, bar: &ProgressBar) -> Result<(), LabError> {
+        self.start_services(interrupt)?;
         let names: Vec<String> = self.site.movers.iter().map(|mover| mover.name.clone()).collect();
         for name in &names {
             interrupt.check()?;
@@ -280,16 +286,21 @@ impl Cluster {
         Err(failed.unwrap_or(LabError::Interrupted))
     }
 
-    /// Stops every mover in order, primary movers first: they hand over what they hold.
+    /// Stops every mover in order, primary movers first: they hand over what they hold. Then what
+    /// they needed.
     ///
     /// # Errors
     /// All that did not end well.
     pub fn stop_all(&mut self) -> Result<(), LabError> {
         let primary = self.stop_together(&[Role::Primary]);
         let secondary = self.stop_together(&[Role::Secondary]);
-        match (primary, secondary) {
-            (Err(first), Err(second)) => Err(LabError::Several(vec![first, second])),
-            (first, second) => first.and(second),
+        let services = self.stop_services();
+        let mut bad: Vec<LabError> =
+            [primary, secondary, services].into_iter().filter_map(Result::err).collect();
+        match bad.len() {
+            0 => Ok(()),
+            1 => Err(bad.remove(0)),
+            _ => Err(LabError::Several(bad)),
         }
     }
 

@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use super::LabError;
 use super::options::Shape;
 use super::plan::{self, Machine, Plan};
+use super::service::PlannedService;
 use crate::cli::bytes;
 
+/// Ports that a lab's services may need.
+const LAB_PORTS: u16 = 1;
 /// Hugepage memory that the NVMe client takes, MiB.
 const CLIENT_HUGEPAGE_MIB: u64 = 256;
 /// Where hugepages show as files.
@@ -28,13 +31,15 @@ pub fn look(shape: &Shape) -> Result<Machine, LabError> {
         cores.push(0);
     }
     // All held open until the last is known, so that they differ.
-    let listeners: Result<Vec<TcpListener>, _> =
-        (0..shape.primary).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect();
+    let listeners: Result<Vec<TcpListener>, _> = (0..shape.primary + LAB_PORTS)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect();
     let listeners = listeners.map_err(|error| LabError::io("a TCP port", error))?;
-    let tcp_ports =
+    let mut tcp_ports: Vec<u16> =
         listeners.iter().filter_map(|l| l.local_addr().ok()).map(|a| a.port()).collect();
     let tag = format!("{:06x}", seed() & 0xff_ffff);
-    Ok(Machine { cores, tcp_ports, tag })
+    let lab_ports = tcp_ports.split_off(usize::from(shape.primary));
+    Ok(Machine { cores, tcp_ports, lab_ports, tag })
 }
 
 /// Something different every time.
@@ -85,7 +90,8 @@ fn takes_direct_io(directory: &Path) -> bool {
 pub fn check_hugepages(plan: &Plan, with_client: bool) -> Result<(), LabError> {
     let movers: u64 =
         plan.movers.iter().map(|mover| u64::from(mover.config.mover.hugepage_mib)).sum();
-    let needed_mib = movers + if with_client { CLIENT_HUGEPAGE_MIB } else { 0 };
+    let services: u64 = plan.services.iter().map(PlannedService::hugepage_mib).sum();
+    let needed_mib = movers + services + if with_client { CLIENT_HUGEPAGE_MIB } else { 0 };
     let read = |name: &str| {
         let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
         let text = std::fs::read_to_string(path).ok();

@@ -18,6 +18,7 @@ pub mod plot;
 pub mod process;
 pub mod report;
 pub mod run;
+pub mod service;
 pub mod site;
 pub mod standing;
 pub mod verdict;

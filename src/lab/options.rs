@@ -52,7 +52,7 @@ pub struct Shape {
     /// How DPDK reaches the interfaces of `--network veth`.
     #[arg(long, value_enum, default_value_t = VethDriver::AfXdp)]
     pub veth_driver: VethDriver,
-    /// Where the primary's volumes lie. The secondary's are always files.
+    /// Where volumes lie.
     #[arg(long, value_enum, default_value_t = Base::File)]
     pub base: Base,
     /// How files are read and written.
@@ -168,14 +168,16 @@ pub enum VethDriver {
     AfPacket,
 }
 
-/// Where the primary's volumes lie.
+/// Where volumes lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Base {
     /// Files in the lab's directory.
     File,
-    /// Memory of the movers.
+    /// The primary's in memory of the movers, the secondary's in files.
     Malloc,
+    /// At a storage server that all movers reach over NVMe/TCP, with reservations; files there.
+    Array,
 }
 
 /// How files are read and written.

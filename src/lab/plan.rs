@@ -1,11 +1,13 @@
 //! What a lab will consist of: configurations, files, namespaces, addresses. Nothing is made yet.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::array::{Array, Subsystem};
 use super::options::{Base, Engine, IdlePolicy, Network, Shape, Transport, VethDriver};
+use super::service::{Kind, PlannedService};
 use crate::config::*;
 
 /// Name of the lab's only group.
@@ -22,6 +24,8 @@ pub struct Machine {
     pub cores: Vec<u16>,
     /// A TCP port for each primary mover, free on the loopback address.
     pub tcp_ports: Vec<u16>,
+    /// More such ports, for what movers need.
+    pub lab_ports: Vec<u16>,
     /// Distinguishes this lab from others on the machine, six hexadecimal digits.
     pub tag: String,
 }
@@ -39,6 +43,8 @@ pub struct Plan {
     pub files: Vec<(PathBuf, u64)>,
     /// Directories to make.
     pub directories: Vec<PathBuf>,
+    /// Programs of others to start before the movers.
+    pub services: Vec<PlannedService>,
     /// Namespaces to make, for `--network veth`.
     pub veth: Option<VethPlan>,
 }
@@ -65,7 +71,7 @@ pub struct PlannedVolume {
     pub nsid: u32,
     /// Name of the responsible mover.
     pub mover: String,
-    /// The primary's file; none with `--base malloc`.
+    /// The primary's file, with `--base array` the storage server's; none with `--base malloc`.
     pub primary: Option<PathBuf>,
     /// The secondary's file.
     pub secondary: PathBuf,
@@ -154,9 +160,9 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
             name: volume.name.clone(),
             nsid: volume.nsid,
             mover: volume.mover.clone(),
-            primary: match &volume.base {
-                Disk::File { path, .. } => Some(path.clone()),
-                _ => None,
+            primary: match shape.base {
+                Base::File | Base::Array => Some(builder.image("primary", &volume.name)),
+                Base::Malloc => None,
             },
             secondary: builder.image("secondary", &volume.name),
         })
@@ -174,16 +180,28 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
     let files = images.chain(journals).collect();
     let mut directories: Vec<PathBuf> =
         ["conf", "log", "net", "img"].iter().map(|name| directory.join(name)).collect();
+    let services = builder.services(&volumes);
+    directories.extend(services.iter().filter_map(|service| {
+        service.file().and_then(|(file, _)| file.parent()).map(Path::to_owned)
+    }));
     directories.extend(movers.iter().map(|mover| mover.config.mover.run_dir.clone()));
     let veth = (shape.network == Network::Veth).then(|| builder.veth(identities.len()));
-    Ok(Plan { directory: directory.to_owned(), movers, volumes, files, directories, veth })
+    Ok(Plan {
+        directory: directory.to_owned(),
+        movers,
+        volumes,
+        files,
+        directories,
+        services,
+        veth,
+    })
 }
 
 /// Bytes that a lab of `shape` may come to fill, with one copy of the secondary's images.
 #[must_use]
 pub fn bytes_needed(shape: &Shape) -> u64 {
     let volumes = u64::from(shape.volumes) * (shape.volume_mib << 20);
-    let primary = if shape.base == Base::File { volumes } else { 0 };
+    let primary = if shape.base == Base::Malloc { 0 } else { volumes };
     let journals = u64::from(shape.secondary) * (shape.journal_mib << 20);
     primary + 2 * volumes + journals + (64 << 20)
 }
@@ -241,6 +259,55 @@ impl Builder<'_> {
         Disk::File { path, engine: self.engine(), shared: false }
     }
 
+    /// Where the storage server of `--base array` listens: in the hub's namespace, if there are any.
+    fn array_address(&self) -> SocketAddr {
+        match self.shape.network {
+            Network::Memif => (Ipv4Addr::LOCALHOST, self.machine.lab_ports[0]).into(),
+            Network::Veth => (HUB_HOST_IP, NVME_TCP_PORT).into(),
+        }
+    }
+
+    fn remote(&self, site: Role, index: usize) -> Disk {
+        let address = self.array_address();
+        Disk::NvmeTcp {
+            address: address.ip(),
+            port: address.port(),
+            nqn: array_nqn(site).to_owned(),
+            nsid: index as u32 + 1,
+        }
+    }
+
+    fn services(&self, volumes: &[PlannedVolume]) -> Vec<PlannedService> {
+        if self.shape.base != Base::Array {
+            return Vec::new();
+        }
+        let directory = self.directory.join("array");
+        let subsystem = |site, file: &dyn Fn(&PlannedVolume) -> PathBuf| Subsystem {
+            nqn: array_nqn(site).to_owned(),
+            namespaces: volumes.iter().map(|v| (file(v), self.shape.block_bytes)).collect(),
+        };
+        let array = Array {
+            address: self.array_address(),
+            subsystems: vec![
+                subsystem(Role::Primary, &|v| self.image("primary", &v.name)),
+                subsystem(Role::Secondary, &|v| v.secondary.clone()),
+            ],
+            file: directory.join("array.json"),
+            socket: directory.join("array.sock"),
+        };
+        let core = self.machine.cores.last().copied().unwrap_or(0);
+        vec![PlannedService {
+            name: "array".to_owned(),
+            kind: Kind::Array(array, core),
+            namespace: (self.shape.network == Network::Veth).then(|| self.hub()),
+            log: self.directory.join("log").join("array.log"),
+        }]
+    }
+
+    fn hub(&self) -> String {
+        format!("sl{}-hub", self.machine.tag)
+    }
+
     fn namespace(&self, at: usize) -> Option<String> {
         let name = &self.identities()[at].name;
         (self.shape.network == Network::Veth).then(|| format!("sl{}-{name}", self.machine.tag))
@@ -252,7 +319,7 @@ impl Builder<'_> {
             interfaces: (0..self.shape.pollers).map(|poller| format!("net{poller}")).collect(),
             host_ip: host_ip(at),
         });
-        VethPlan { hub: format!("sl{}-hub", self.machine.tag), legs: legs.collect() }
+        VethPlan { hub: self.hub(), legs: legs.collect() }
     }
 
     fn mover(&self, all: &[Who], at: usize) -> Mover {
@@ -362,11 +429,15 @@ impl Builder<'_> {
                 base: match self.shape.base {
                     Base::File => self.file(self.image("primary", &name)),
                     Base::Malloc => Disk::Malloc,
+                    Base::Array => self.remote(Role::Primary, index),
                 },
                 target: Target {
                     mover: target_mover,
                     poller: target_poller,
-                    base: self.file(self.image("secondary", &name)),
+                    base: match self.shape.base {
+                        Base::File | Base::Malloc => self.file(self.image("secondary", &name)),
+                        Base::Array => self.remote(Role::Secondary, index),
+                    },
                 },
                 uuid,
                 name,
@@ -482,6 +553,14 @@ impl Builder<'_> {
             pollers: self.shape.pollers,
             paths,
         }
+    }
+}
+
+/// The storage server's subsystem for one site.
+fn array_nqn(site: Role) -> &'static str {
+    match site {
+        Role::Primary => "nqn.2026-11.io.setline:array-here",
+        Role::Secondary => "nqn.2026-11.io.setline:array-there",
     }
 }
 

@@ -27,8 +27,21 @@ pub struct Site {
     pub keeper: Option<ProcessId>,
     /// Primary movers first, each site in the order of numbers.
     pub movers: Vec<SiteMover>,
+    /// Programs of others that run for it.
+    #[serde(default)]
+    pub services: Vec<SiteService>,
     /// Network namespaces made for it.
     pub namespaces: Vec<String>,
+}
+
+/// A program of others that runs for a lab.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteService {
+    /// Its name.
+    pub name: String,
+    /// Its process, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessId>,
 }
 
 /// A mover of a lab.
@@ -201,6 +214,7 @@ mod tests {
                 namespace: None,
                 process: ProcessId::of(std::process::id()),
             }],
+            services: vec![SiteService { name: "array".into(), process: None }],
             namespaces: vec!["slx-p1".into()],
         };
         site.write().unwrap();

@@ -111,6 +111,8 @@ pub fn down(options: &DownOptions, out: &mut Printer) -> Result<(), LabError> {
         let ids: Vec<ProcessId> = site.of(role).filter_map(|mover| mover.process).collect();
         well &= process::stop_all(&ids, STOP_MAX);
     }
+    let ids: Vec<ProcessId> = site.services.iter().filter_map(|service| service.process).collect();
+    well &= process::stop_all(&ids, STOP_MAX);
     cluster::clear(&site);
     let said = if options.keep || !well {
         format!("stopped; kept {}", site.directory.display())
