@@ -107,14 +107,18 @@ impl Cluster {
                 machines: machines(case, index, copies as u8, movers),
                 arena: arena(memory.arenas[index], index, movers),
                 volumes: if index == 0 || index == case.owner() {
-                    let bdev = (index == case.owner()).then(|| base.into());
-                    vec![VolumeParts { id: VOLUME, block_bytes: 4096, bdev }]
+                    let here = index == case.owner();
+                    let owner = (!here).then(|| shard(case.owner()));
+                    let bdev = here.then(|| base.into());
+                    vec![VolumeParts { id: VOLUME, block_bytes: 4096, owner, bdev }]
                 } else {
                     Vec::new()
                 },
                 taps: vec![TapOwner::Here(0)],
                 queues,
                 links,
+                // Hosts only write.
+                remote: Vec::new(),
                 incarnation: Incarnation::new(memory.lives).ok_or("too many cases")?,
                 hosts: None,
                 list: None,
@@ -302,7 +306,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         map_version: MapVersion(1),
         mirrors: (0..movers)
             .filter(|other| *other != index)
-            .map(|other| MirrorPeer { shard: shard(other), grant_bytes })
+            .map(|other| MirrorPeer { shard: shard(other), grant_bytes, is_target: true })
             .collect(),
         groups: vec![group],
         volumes: if index == 0 || index == case.owner() { vec![volume] } else { Vec::new() },

@@ -57,6 +57,7 @@ impl Host {
             block_bytes: BLOCK_BYTES,
             blocks: BLOCKS,
             write_cache: false,
+            compare_and_write: true,
             max_transfer_blocks: 32,
             max_zeroes_blocks: 1 << 16,
         })

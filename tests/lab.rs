@@ -65,6 +65,20 @@ fn movers_with_two_pollers_each_replicate_over_the_links_of_every_pair() {
 }
 
 #[test]
+fn every_mover_takes_writes_for_every_volume() {
+    let report = passes("--seconds 6 --paths any --check-every 1s");
+    assert!(report["sets_applied"].as_u64() >= Some(10), "{}", report["sets_applied"]);
+    let spread = passes("--seconds 4 --paths detour --pollers 2 --primary 2 --secondary 1");
+    assert!(spread["sets_applied"].as_u64() >= Some(5), "{}", spread["sets_applied"]);
+}
+
+#[test]
+fn secondary_movers_killed_while_hosts_take_any_path() {
+    let report = passes("--seconds 8 --paths any --kill s1@2s --kill all-secondary@4s");
+    assert_eq!(report["kills"].as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn secondary_movers_killed_singly_and_together_end_at_set_boundaries() {
     let report = passes("--seconds 10 --kill s1@2s --kill s2@4s --kill all-secondary@6s");
     assert_eq!(report["kills"].as_array().unwrap().len(), 3);

@@ -16,6 +16,9 @@ pub const SEGMENT_MIB: u32 = 2;
 /// Segments of a poller's arena that are there for whatever comes: bursts, and the sets of one
 /// that just took over.
 pub const ARENA_SEGMENTS_SPARE: u32 = 8;
+/// What a poller of a primary site with several movers sets aside of its arena for data that are read
+/// for hosts at movers that are not responsible for the volume, in MiB.
+pub const ARENA_MIB_REMOTE: u32 = 4 * SEGMENT_MIB;
 /// Smallest arena a poller may have, in MiB.
 pub const ARENA_MIB_MIN: u32 = SEGMENT_MIB * ARENA_SEGMENTS_SPARE;
 /// Largest arena a poller may have, in MiB: the arena's handles address 1 TiB.

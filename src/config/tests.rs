@@ -180,7 +180,7 @@ fn keys_that_do_not_go_together_are_refused() {
             "a port of this mover: \"to-p2\", \"to-s1\"",
         ),
         (with("role = \"secondary\"", "role = \"primary\""), "one primary and one secondary site"),
-        (with("arena_mib = 64", "arena_mib = 16"), "at least 20 for 1 groups and 1 pollers"),
+        (with("arena_mib = 64", "arena_mib = 16"), "at least 28 for 1 groups and 1 pollers"),
         (
             with("arena_mib = 64", "arena_mib = 64\nhugepage_mib = 100"),
             "mover.hugepage_mib: found 100",

@@ -101,6 +101,9 @@ pub struct RunOptions {
     /// Writes per second over all writers; 0 for as many as possible.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
+    /// Which of the movers' paths to a volume the client's commands take.
+    #[arg(long, value_enum, default_value_t = Paths::Best)]
+    pub paths: Paths,
     /// Kills a secondary mover (-9) and starts it again: NAME@TIME or all-secondary@TIME.
     #[arg(long, value_name = "MOVER@TIME")]
     #[serde(serialize_with = "as_text")]
@@ -198,6 +201,18 @@ pub enum Transport {
     VfioUser,
     /// NVMe/TCP.
     Tcp,
+}
+
+/// Which of the movers' paths to a volume a command takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Paths {
+    /// That of the responsible mover, which calls itself the best (ANA), like a multipath host's.
+    Best,
+    /// All in turn, so that every mover takes commands for every volume.
+    Any,
+    /// Never that of the responsible mover where there is another.
+    Detour,
 }
 
 /// What idle pollers do.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::cluster::Cluster;
-use super::options::RunOptions;
+use super::options::{Paths, RunOptions};
 use super::process::{Process, Start};
 use super::{LabError, machine};
 use crate::config::{Listener, Role};
@@ -117,6 +117,12 @@ fn arguments(
     add("--queue-depth", options.queue_depth.to_string());
     add("--rate", options.rate.to_string());
     add("--read-percent", "5".to_owned());
+    let paths = match options.paths {
+        Paths::Best => "best",
+        Paths::Any => "spread",
+        Paths::Detour => "detour",
+    };
+    add("--paths", paths.to_owned());
     add("--seed", seed.to_string());
     add("--log", log.display().to_string());
     add("--status", status.display().to_string());

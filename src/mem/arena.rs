@@ -398,6 +398,12 @@ impl Arena {
         }
     }
 
+    /// The log that a record is in.
+    #[inline]
+    pub fn log_of(&self, buf: BufRef) -> LogId {
+        LogId(self.segments[Place::unpack(buf).segment as usize].log)
+    }
+
     /// The header of a record.
     #[inline]
     pub fn header(&self, buf: BufRef) -> &[u8; HEADER_BYTES] {

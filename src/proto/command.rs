@@ -38,6 +38,10 @@ pub enum RecordRole {
     /// Responsible shard → the one that forwarded the update: the record's header alone, with its
     /// number and set. Once it is stored there, the copy there is a mirror copy.
     Numbered = 5,
+    /// Responsible shard → the one that asked: data that was read from the base (G3). It is no
+    /// update: its header names the [`AskId`](super::types::AskId) where a forwarded one has its
+    /// name, and has neither number nor set.
+    Answer = 6,
 }
 
 impl RecordRole {
@@ -50,6 +54,7 @@ impl RecordRole {
             3 => Some(Self::SecondaryMirror),
             4 => Some(Self::Forward),
             5 => Some(Self::Numbered),
+            6 => Some(Self::Answer),
             _ => None,
         }
     }

@@ -5,7 +5,9 @@
 //! Messages are delivered once, in any order, and are lost when the peer restarts;
 //! whoever sent one sends it again when the peer is up again. `wire::message` has the bytes.
 
-use super::types::{ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId};
+use super::types::{
+    AskId, Extent, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId,
+};
 use alloc::vec::Vec;
 
 /// One message. `group` is always the sender's.
@@ -168,6 +170,48 @@ pub enum Message {
         /// Everything is safe elsewhere, or is given up.
         drained: bool,
     },
+    /// A shard that a host's read or flush came to → the responsible one: carry it out (G3). Pollers
+    /// exchange it and its answers outside the state machines; asked again when the link comes up.
+    Ask {
+        /// Which.
+        ask: AskId,
+        /// What to do.
+        kind: AskKind,
+        /// The volume.
+        volume: VolumeId,
+        /// What to read; for a flush, anything.
+        extent: Extent,
+    },
+    /// Responsible shard → the one that asked: it is done, and there are no data to send: it was a
+    /// flush, or it failed.
+    Answered {
+        /// Which.
+        ask: AskId,
+        /// What the host is to be told.
+        status: NvmeStatus,
+    },
+}
+
+/// What a shard that is not responsible for a volume asks of the one that is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum AskKind {
+    /// Read from the base; data come as a record, [`super::command::RecordRole::Answer`].
+    Read = 1,
+    /// Make completed writes durable.
+    Flush = 2,
+}
+
+impl AskKind {
+    /// The kind with this wire value.
+    #[must_use]
+    pub const fn from_wire(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::Read),
+            2 => Some(Self::Flush),
+            _ => None,
+        }
+    }
 }
 
 impl Message {

@@ -63,6 +63,12 @@ id!(
     ForwardId(u64), "fwd"
 );
 
+id!(
+    /// A read or flush that a host sent to a shard that is not responsible for the volume, while the
+    /// responsible one carries it out (G3). Grows within a life of the asking poller.
+    AskId(u64), "ask"
+);
+
 impl Seq {
     /// The number after this one.
     #[must_use]

@@ -34,6 +34,8 @@ pub(super) enum IoContext {
     },
     /// An operation of the journal.
     Journal(IoId),
+    /// What another mover's poller asked for, under this number.
+    Answer(u32),
     /// A payload is read back from the journal into this slot of the pool.
     JournalRead(u32),
 }

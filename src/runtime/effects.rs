@@ -227,6 +227,9 @@ impl Poller {
                 self.read_back.give_back(slot);
                 self.node.handle_written(self.now, token, status);
             }
+            Some(IoContext::Answer(slot)) => {
+                self.answer_done(slot, status);
+            }
             Some(IoContext::Journal(id)) => self.journal_done(id, status),
             Some(IoContext::JournalRead(slot)) => self.journal_has_read(slot, status),
             None => debug_assert!(false, "a request completes once"),
@@ -249,6 +252,7 @@ impl Poller {
                 self.complete(command, PATH_INACCESSIBLE);
                 volume
             }),
+            Some(IoContext::Answer(slot)) => self.answer_done(slot, PATH_INACCESSIBLE),
             // Journals are not shared: a failure like any other.
             Some(IoContext::Journal(id)) => return self.journal_done(id, status),
             Some(IoContext::JournalRead(slot)) => return self.journal_has_read(slot, status),

@@ -1,7 +1,9 @@
 //! Host commands: from the tap to the shard or the base, and back.
 //!
 //! Write-nature commands become updates: admitted, copied once into the arena with their checksum,
-//! numbered. What finds no room waits in its volume's queue. Reads and flushes go to the base.
+//! numbered. What finds no room waits in its volume's queue. Reads and flushes go to the base. For a
+//! volume of another mover, updates are forwarded by the shard instead of numbered (G3), and the rest
+//! is asked of that mover (`remote`).
 
 use super::excluded::PATH_INACCESSIBLE;
 use super::inflight::InFlight;
@@ -10,7 +12,7 @@ use super::siblings::{ForeignCommand, SiblingMessage};
 use crate::mem::arena::HEADER_BYTES;
 use crate::proto::command::HostTag;
 use crate::proto::primary::{HostUpdate, Stamp};
-use crate::proto::types::{Extent, NvmeStatus, UpdateKind};
+use crate::proto::types::{Extent, NvmeStatus, ShardId, UpdateKind};
 use crate::spdk::error::Submit;
 use crate::spdk::payload::ForeignIovs;
 use crate::spdk::tap::{HostIo, IoKind};
@@ -100,16 +102,24 @@ impl Poller {
         match command.kind {
             IoKind::Write | IoKind::WriteZeroes | IoKind::Unmap => {
                 let volume = command.volume;
+                let owner = self.volumes[volume as usize].owner;
                 if self.refusing {
                     self.complete(command, ABORTED);
+                } else if owner.is_some_and(|owner| self.net.is_lost(owner, self.now)) {
+                    self.complete(command, NvmeStatus::ANA_TRANSITION);
                 } else if self.quiesced || self.hosts.must_wait(volume) {
                     self.hosts.wait(volume, command);
                 } else if let Attempt::NoRoom(command) = self.attempt(command) {
                     self.hosts.wait(volume, command);
                 }
             }
-            IoKind::Read | IoKind::Compare => self.read(command),
-            IoKind::Flush => self.flush(command),
+            IoKind::Read | IoKind::Compare | IoKind::Flush => {
+                match (self.volumes[command.volume as usize].owner, command.kind) {
+                    (Some(owner), _) => self.ask(owner, command),
+                    (None, IoKind::Flush) => self.flush(command),
+                    (None, _) => self.read(command),
+                }
+            }
         }
     }
 
@@ -145,9 +155,12 @@ impl Poller {
             _ => 0,
         };
         let (extent, fua, index) = (command.extent, command.fua, command.volume);
-        let counters = &mut self.volumes[index as usize].counters;
-        counters.writes += 1;
-        counters.bytes_written += u64::from(payload_len);
+        let volume = &mut self.volumes[index as usize];
+        if volume.owner.is_none() {
+            // What is forwarded counts where it is numbered.
+            volume.counters.writes += 1;
+            volume.counters.bytes_written += u64::from(payload_len);
+        }
         let tag = self.hosts.insert(command);
         let update = HostUpdate {
             tag,
@@ -177,11 +190,17 @@ impl Poller {
         while let Some(shard) = self.node.primary()
             && let Some(arrived) = shard.next_arrived()
         {
-            let payload_len = arrived.info.payload_len;
-            let list = self
-                .list
-                .as_ref()
-                .filter(|_| self.volumes[arrived.volume as usize].numbered_by_mover);
+            let (payload_len, volume) = (arrived.info.payload_len, arrived.volume as usize);
+            let refusal = match self.volumes[volume].excluded {
+                true => Some(PATH_INACCESSIBLE),
+                false => self.quiesced.then_some(NvmeStatus::ANA_TRANSITION),
+            };
+            if let Some(status) = refusal {
+                shard.refuse_arrived(status);
+                done += 1;
+                continue;
+            }
+            let list = self.list.as_ref().filter(|_| self.volumes[volume].numbered_by_mover);
             let stamp = Stamp {
                 record_bytes: HEADER_BYTES as u32 + payload_len.next_multiple_of(64),
                 time_ns: 0,
@@ -191,7 +210,26 @@ impl Poller {
             let Some((buf, info)) = shard.number_arrived(&stamp, next) else { break };
             let header = UpdateHeader::seal(&info);
             self.arena.header_mut(buf).copy_from_slice(header.as_bytes());
+            let counters = &mut self.volumes[volume].counters;
+            counters.writes += 1;
+            counters.bytes_written += u64::from(payload_len);
             done += 1;
+        }
+        done
+    }
+
+    /// Ends the updates that wait for room to be forwarded to `owner`, which is lost: they have not
+    /// left.
+    pub(super) fn end_waiting_for(&mut self, owner: ShardId) -> u64 {
+        let mut done = 0;
+        for volume in 0..self.volumes.len() {
+            if self.volumes[volume].owner != Some(owner) {
+                continue;
+            }
+            while let Some(command) = self.hosts.next_waiting(volume as u32) {
+                self.complete(command, NvmeStatus::ANA_TRANSITION);
+                done += 1;
+            }
         }
         done
     }
@@ -320,6 +358,7 @@ impl Poller {
                 self.complete(command, ABORTED);
             }
         }
+        self.end_all_asks();
         while let Some(command) = self.busy.pop_front() {
             self.complete(command, ABORTED);
         }
@@ -329,6 +368,7 @@ impl Poller {
 impl Poller {
     /// Fails everything that is still under way: nobody is left to finish it.
     pub(super) fn abort_hosts(&mut self) {
+        self.end_all_asks();
         for command in self.hosts.drain() {
             self.complete(command, ABORTED);
         }

@@ -2,8 +2,10 @@
 //!
 //! One subsystem per group, with the same name, serial number and namespace identifiers at every
 //! mover and after every restart, and with controller ids of the mover's own, so that a multipath
-//! host takes all movers for one subsystem. The namespaces are the volumes that this mover is
-//! responsible for. Made and changed on the app thread; pollers serve the connections.
+//! host takes all movers for one subsystem. Every mover offers every volume. Each volume is an ANA group
+//! of its own, whose state tells hosts how good the path through this mover is: optimized where the
+//! mover is responsible for the volume, non-optimized elsewhere, where its commands take the detour
+//! through the responsible one. Made and changed on the app thread; pollers serve the connections.
 
 use std::net::SocketAddr;
 
@@ -141,6 +143,12 @@ impl Hosts {
         }
         for address in addresses {
             subsystem.add_listener(address, AnaState::Optimized, &mut *pump)?;
+        }
+        for volume in group.volumes.iter().filter(|volume| volume.mover != mover.mover.name) {
+            for address in addresses {
+                let state = AnaState::NonOptimized;
+                subsystem.set_ana_state(address, volume.nsid, state, &mut *pump)?;
+            }
         }
         subsystem.start(pump)?;
         Ok(subsystem)

@@ -162,7 +162,8 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
             Machines::Primary { shard, .. } => Some(shard),
             Machines::Secondary(_) => None,
         })
-        .flat_map(|shard| shard.volumes.iter().map(|volume| (volume.id, volume.next_seq)))
+        .flat_map(|shard| shard.volumes.iter().filter(|volume| volume.owner == shard.me))
+        .map(|volume| (volume.id, volume.next_seq))
         .collect();
     store.begin_serving(&numbered, unix_ms())?;
 
@@ -323,10 +324,14 @@ impl Assembly<'_> {
             clock: self.clock,
             machines: machines(&poller.machines),
             arena: arena(poller)?,
-            volumes: self.volumes.parts(self.mover, poller),
+            volumes: self.volumes.parts(self.mover, self.plan, poller),
             taps: self.volumes.tap_owners(self.mover, self.plan, poller),
             queues: self.network.queues(poller.shard.poller),
             links: self.network.links(self.mover, poller)?,
+            remote: match &poller.machines {
+                Machines::Primary { shard, .. } => shard.mirrors.iter().map(|m| m.shard).collect(),
+                Machines::Secondary(_) => Vec::new(),
+            },
             incarnation: self.session,
             hosts: self.hosts.map(Hosts::groups),
             list: self.list.clone(),
@@ -465,7 +470,7 @@ fn arena(poller: &PollerPlan) -> Result<ArenaParts, LaunchError> {
         reserved_bytes: budget.mirror_bytes,
         limit_bytes: budget.mirror_bytes.max(SEGMENT_BYTES as u64),
     };
-    let own = LogLimits::exactly(budget.bytes - budget.mirror_bytes);
+    let own = LogLimits::exactly(budget.bytes - budget.mirror_bytes - budget.remote_bytes);
     Ok(ArenaParts { memory: memory.leak(), own, mirror })
 }
 

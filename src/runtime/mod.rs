@@ -33,6 +33,10 @@ pub mod poller;
 #[cfg(feature = "datapath")]
 mod readback;
 #[cfg(feature = "datapath")]
+mod records;
+#[cfg(feature = "datapath")]
+mod remote;
+#[cfg(feature = "datapath")]
 pub mod siblings;
 #[cfg(feature = "datapath")]
 mod snapshot;

@@ -6,11 +6,12 @@
 use super::messages::{LinkView, PeerState};
 use super::parts::LinkParts;
 use super::poller::Poller;
+use super::records::{Copied, Payload, copy_in, crc_of, pieces};
 use super::siblings::SiblingMessage;
 use crate::dpdk::{Destination, OwnedFrame, Queue, Region, Ticket};
 use crate::mem::arena::Arena;
 use crate::mem::copy::publish_fence;
-use crate::proto::command::{RecordRole, Token, bytes_to_send};
+use crate::proto::command::{RecordRole, Token};
 use crate::proto::limits::POLLERS_MAX;
 use crate::proto::link::{Body, Event, Link, Store, Transmit, Verdict};
 use crate::proto::message::Message;
@@ -18,7 +19,7 @@ use crate::proto::primary::RecordVerdict;
 use crate::proto::types::{BufRef, Epoch, Nanos, ShardId};
 use crate::wire::message::{decode, encode};
 use crate::wire::packet::{Incarnation, PacketHeader, PacketInfo};
-use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader, UpdateInfo};
+use crate::wire::update::UPDATE_HEADER_BYTES;
 use std::collections::VecDeque;
 
 use super::messages::FromPoller;
@@ -36,6 +37,8 @@ struct Peer {
     /// Records that the link had no room for, in order. The protocol's limits keep it empty.
     records: VecDeque<(RecordRole, BufRef, u32, Token)>,
     state: PeerState,
+    /// When `state` began.
+    since: Nanos,
 }
 
 /// The links and ports. Owned by one poller.
@@ -63,6 +66,9 @@ pub(super) struct Net {
 
 /// Between refreshes of neighbours' addresses.
 const REFRESH_NS: u64 = 1_000_000_000;
+/// A shard that is silent for so long is lost to hosts that wait for it here. Far above the time that
+/// a mover may be held up, far below the 30 s after which hosts give up by themselves.
+const LOST_NS: u64 = 3_000_000_000;
 
 impl std::fmt::Debug for Net {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -104,6 +110,7 @@ impl Net {
                 outbox: VecDeque::new(),
                 records: VecDeque::new(),
                 state: PeerState::Unknown,
+                since: now,
             });
         }
         Ok(Self {
@@ -124,6 +131,19 @@ impl Net {
 
     fn index_of(&self, shard: ShardId) -> Option<usize> {
         self.table.get(place(shard)).filter(|index| **index != NONE).map(|i| usize::from(*i))
+    }
+
+    /// Whether the link to `shard` is up: it may be silent since.
+    pub(super) fn is_up(&self, shard: ShardId) -> bool {
+        self.index_of(shard).is_some_and(|index| self.peers[index].link.is_up())
+    }
+
+    /// Whether nothing has come from `shard` for so long that nobody should wait for it.
+    pub(super) fn is_lost(&self, shard: ShardId, now: Nanos) -> bool {
+        self.index_of(shard).is_none_or(|index| {
+            let peer = &self.peers[index];
+            peer.state != PeerState::Up && now.since(peer.since) > LOST_NS
+        })
     }
 
     /// Sends a control message; waits in an outbox when the link is full. What is for a peer that
@@ -236,9 +256,6 @@ fn place(shard: ShardId) -> usize {
     usize::from(shard.mover.0) * POLLERS_MAX + usize::from(shard.poller)
 }
 
-/// What came in behind a packet header, in one piece or two.
-type Payload<'a> = (&'a [u8], &'a [u8]);
-
 impl Poller {
     /// Takes in what the queues have, and what the links make of it.
     #[inline]
@@ -260,7 +277,9 @@ impl Poller {
             self.net.peers[index].link.handle_timeout(self.now);
             self.link_events(index);
             while let Some(delivered) = self.net.peers[index].link.poll_delivered() {
-                self.node.handle_delivered(self.now, delivered.token);
+                if !self.answer_delivered(delivered.token, delivered.buf) {
+                    self.node.handle_delivered(self.now, delivered.token);
+                }
                 work += 1;
             }
         }
@@ -289,7 +308,9 @@ impl Poller {
                 }
                 Verdict::Message(bytes) => match decode(bytes) {
                     Ok((epoch, message)) => {
-                        self.node.handle_message(self.now, info.src, epoch, message);
+                        if !self.remote_said(info.src, &message) {
+                            self.node.handle_message(self.now, info.src, epoch, message);
+                        }
                     }
                     Err(error) => {
                         net.malformed += 1;
@@ -328,11 +349,17 @@ impl Poller {
         let Some(info) = info else {
             self.net.peers[peer].link.record_refused(&store, true);
             if fresh {
-                self.arena.free(buf);
+                Self::release(&mut self.arena, &mut self.remote, buf);
             }
             return;
         };
         let from = self.net.peers[peer].link.peer();
+        if store.role == RecordRole::Answer {
+            self.net.peers[peer].link.record_stored(&store, buf);
+            self.answer_arrived(from, &info, buf);
+            Self::release(&mut self.arena, &mut self.remote, buf);
+            return;
+        }
         match self.node.handle_record(self.now, from, store.role, &info, buf) {
             RecordVerdict::Kept => self.net.peers[peer].link.record_stored(&store, buf),
             RecordVerdict::NotNeeded | RecordVerdict::StaleEpoch => {
@@ -358,14 +385,15 @@ impl Poller {
     /// their own share of the arena.
     #[inline]
     fn room_for(&mut self, store: &Store) -> Option<BufRef> {
+        let payload = (store.total_len as usize).checked_sub(UPDATE_HEADER_BYTES)?;
         let log = match store.role {
             RecordRole::Mirror
             | RecordRole::SecondaryMirror
             | RecordRole::Forward
             | RecordRole::Numbered => self.mirror_log,
             RecordRole::Transfer => self.own_log,
+            RecordRole::Answer => return self.room_for_answer(payload),
         };
-        let payload = (store.total_len as usize).checked_sub(UPDATE_HEADER_BYTES)?;
         let buf = self.arena.append(log, payload, self.record_align);
         if buf.is_none() {
             self.arena_full = true;
@@ -383,9 +411,10 @@ impl Poller {
                 }
                 // The protocol is told by `Up` and counts its references anew.
                 Event::Dropped { .. } => {}
-                Event::Abandoned { buf } => self.arena.free(buf),
+                Event::Abandoned { buf } => Self::release(&mut self.arena, &mut self.remote, buf),
                 Event::Up { .. } => {
                     self.node.handle_peer_up(self.now, peer);
+                    self.remote_up(peer);
                     self.peer_state(index, PeerState::Up);
                     if self.quiesced {
                         self.say_stopping(peer, false);
@@ -412,7 +441,7 @@ impl Poller {
     }
 
     fn peer_state(&mut self, index: usize, state: PeerState) {
-        self.net.peers[index].state = state;
+        (self.net.peers[index].state, self.net.peers[index].since) = (state, self.now);
         let (shard, peer) = (self.me, self.net.peers[index].link.peer());
         self.tell(FromPoller::Peer { shard, peer, state });
     }
@@ -429,8 +458,8 @@ impl Poller {
             queue.flush();
         }
         if !self.net.pending.is_empty() {
-            let arena = &mut self.arena;
-            self.net.reusable(|buf| arena.free(buf));
+            let (arena, remote) = (&mut self.arena, &mut self.remote);
+            self.net.reusable(|buf| Self::release(arena, remote, buf));
         }
         if self.now >= self.net.refresh_at {
             self.net.refresh_at = self.now.after(REFRESH_NS);
@@ -492,96 +521,4 @@ impl Net {
         }
         sent
     }
-}
-
-/// The bytes `offset..offset + len` of a record: what lies in its header, and in its payload.
-#[inline]
-fn pieces(arena: &Arena, buf: BufRef, offset: u32, len: u16) -> (&[u8], &[u8]) {
-    let (from, to) = (offset as usize, offset as usize + usize::from(len));
-    let header = arena.header(buf);
-    let head = &header[from.min(UPDATE_HEADER_BYTES)..to.min(UPDATE_HEADER_BYTES)];
-    let payload = match to.checked_sub(UPDATE_HEADER_BYTES) {
-        Some(to) if to > 0 => &arena.payload(buf)[from.saturating_sub(UPDATE_HEADER_BYTES)..to],
-        _ => &[],
-    };
-    (head, payload)
-}
-
-/// The checksum of a fragment that may begin in the header and end in the payload.
-fn crc_of(arena: &Arena, header: &[u8], payload: &[u8]) -> u32 {
-    let copier = arena.copier();
-    copier.crc32c_append(copier.crc32c(header), payload)
-}
-
-/// What became of bytes that were copied in.
-enum Copied {
-    /// They are not what they claim to be.
-    Unsound,
-    /// More of the record is to come.
-    Part,
-    /// The record is whole and verified.
-    Whole(UpdateInfo),
-}
-
-/// Copies a packet's payload to its place in a record and verifies it.
-#[inline]
-fn copy_in(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<'_>) -> Copied {
-    if store.payload_crc.is_none() {
-        return whole_record(arena, buf, store, payload);
-    }
-    let (mut at, mut crc) = (store.offset as usize, 0);
-    for piece in [payload.0, payload.1] {
-        let split = UPDATE_HEADER_BYTES.saturating_sub(at).min(piece.len());
-        let (head, rest) = piece.split_at(split);
-        arena.header_mut(buf)[at.min(UPDATE_HEADER_BYTES)..][..split].copy_from_slice(head);
-        at += split;
-        arena.payload_mut(buf)[at.saturating_sub(UPDATE_HEADER_BYTES)..][..rest.len()]
-            .copy_from_slice(rest);
-        at += rest.len();
-        crc = arena.copier().crc32c_append(crc, piece);
-    }
-    if Some(crc) != store.payload_crc {
-        return Copied::Unsound;
-    }
-    if !store.completes {
-        return Copied::Part;
-    }
-    let Some(info) = header_of(arena, buf, store) else { return Copied::Unsound };
-    if store.role == RecordRole::Numbered {
-        return Copied::Whole(info);
-    }
-    let payload = &arena.payload(buf)[..info.payload_len as usize];
-    if arena.copier().crc32c(payload) == info.payload_crc {
-        Copied::Whole(info)
-    } else {
-        Copied::Unsound
-    }
-}
-
-/// A record in one packet: one pass copies the payload and computes its checksum.
-#[inline]
-fn whole_record(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<'_>) -> Copied {
-    let (first, second) = payload;
-    let Some((header, first)) = first.split_first_chunk::<UPDATE_HEADER_BYTES>() else {
-        return Copied::Unsound;
-    };
-    arena.header_mut(buf).copy_from_slice(header);
-    let Some(info) = header_of(arena, buf, store) else { return Copied::Unsound };
-    if first.len() + second.len() + UPDATE_HEADER_BYTES != store.total_len as usize {
-        return Copied::Unsound;
-    }
-    if info.payload_len > 0
-        && store.role != RecordRole::Numbered
-        && arena.fill_from_two(buf, first, second) != info.payload_crc
-    {
-        return Copied::Unsound;
-    }
-    Copied::Whole(info)
-}
-
-#[inline]
-fn header_of(arena: &Arena, buf: BufRef, store: &Store) -> Option<UpdateInfo> {
-    let info = UpdateHeader::check(arena.header(buf)).ok()?;
-    let len = UPDATE_HEADER_BYTES as u32 + info.payload_len;
-    (bytes_to_send(store.role, len) == store.total_len).then_some(info)
 }

@@ -45,6 +45,10 @@ pub struct PollerParts {
     pub queues: Vec<Option<Box<Queue>>>,
     /// Its links.
     pub links: Vec<LinkParts>,
+    /// The linked shards with which it exchanges what hosts read at movers that are not responsible
+    /// for the volume (G3); [`super::plan::REMOTE_POOL_BYTES`] are set aside in each direction
+    /// when there are any.
+    pub remote: Vec<ShardId>,
     /// This life of the mover; greater than any before.
     pub incarnation: Incarnation,
     /// The NVMe-oF target's factory of poll groups; none where there are no hosts.
@@ -100,8 +104,10 @@ pub struct VolumeParts {
     pub id: VolumeId,
     /// Its block size in bytes.
     pub block_bytes: u32,
+    /// The shard of another mover that is responsible for it; none when this poller is.
+    pub owner: Option<ShardId>,
     /// The block device under it: the base at a primary mover, the target at a secondary one.
-    /// None for a write-only leg.
+    /// None for a write-only leg, and for a volume of another mover.
     pub bdev: Option<String>,
 }
 

@@ -9,9 +9,12 @@
 //! - The coordinator of a site is poller 0 of its mover with the lowest number.
 //! - Poller `i` mirrors to poller `i mod n` of every other primary mover, `n` being that mover's
 //!   pollers. Where numbers of pollers differ, a poller may so receive copies from one that it
-//!   does not mirror to; both still know each other as mirror peers, and the one that is no target
-//!   grants nothing, so nothing is sent to it.
-//! - What a poller sets aside for others' copies is divided evenly among those that mirror to it.
+//!   does not mirror to; both still know each other as mirror peers.
+//! - Every primary mover takes updates for every volume (G3): for a volume of poller `i` of another
+//!   mover its taker is poller `i mod n`, which is where that one mirrors to. So a taker's record is
+//!   a copy where a copy may be, and no mover ever holds two copies of an update.
+//! - What a poller sets aside for others is divided evenly among all its mirror peers: those that
+//!   mirror to it, and those that forward to it.
 //! - The partner of a secondary poller is poller `i mod n` of the next mover of its site, by
 //!   number, the last one's being the first.
 //! - A link runs between two pollers of different movers if and only if they have anything to say
@@ -35,7 +38,7 @@ mod budget;
 mod tests;
 mod topology;
 
-pub use budget::ArenaBudget;
+pub use budget::{ArenaBudget, REMOTE_POOL_BYTES};
 pub use topology::Topology;
 
 /// The epoch of both sites while membership is fixed.
@@ -76,8 +79,8 @@ pub enum PlanError {
     },
     /// The arena leaves no room for a largest update of some source.
     #[error(
-        "mover.arena_mib = {arena_mib}: the share of each of {sources} pollers that mirror to \
-         poller {poller} is too small; at least {needed_mib} MiB are needed at \
+        "mover.arena_mib = {arena_mib}: the share of each of {sources} pollers that mirror or \
+         forward to poller {poller} is too small; at least {needed_mib} MiB are needed at \
          arena_mirror_percent = {percent}"
     )]
     Arena {
@@ -87,7 +90,7 @@ pub enum PlanError {
         percent: u8,
         /// The poller.
         poller: u8,
-        /// Pollers that mirror to it.
+        /// Pollers that mirror or forward to it.
         sources: usize,
         /// What would do.
         needed_mib: u32,
@@ -132,6 +135,9 @@ pub struct PollerPlan {
     /// The volumes whose blocks it writes, by index of group and volume in the configuration:
     /// bases at the primary site, targets at the secondary.
     pub volumes: Vec<(usize, usize)>,
+    /// The volumes of other primary movers that it takes updates for (G3), in the same way. A
+    /// primary shard's configuration has them after `volumes`.
+    pub foreign: Vec<(usize, usize)>,
     /// Its state machines.
     pub machines: Machines,
 }
@@ -235,6 +241,7 @@ impl Plan {
                 links: links.into_iter().filter_map(|to| link(mover, shard, to)).collect(),
                 arena,
                 volumes: topology.volumes_at(mover, shard),
+                foreign: topology.taken_at(mover, shard),
                 machines,
             });
         }
@@ -285,20 +292,20 @@ fn primary(
     start: &Start,
 ) -> Machines {
     let targets = topology.mirror_targets(me);
-    let sources = topology.mirror_sources(me);
-    let peers: BTreeSet<ShardId> = targets.iter().chain(&sources).copied().collect();
-    let mirrors: Vec<MirrorPeer> = peers
+    let mirrors: Vec<MirrorPeer> = topology
+        .mirror_peers(me)
         .into_iter()
         .map(|shard| MirrorPeer {
             shard,
-            grant_bytes: if sources.contains(&shard) { arena.grant_bytes } else { 0 },
+            grant_bytes: arena.grant_bytes,
+            is_target: targets.contains(&shard),
         })
         .collect();
-    let volumes: Vec<VolumeConfig> = topology
-        .volumes_at(mover, me)
-        .into_iter()
-        .map(|(group, index)| volume(mover, topology, start, me, group, index))
-        .collect();
+    let own = topology.volumes_at(mover, me);
+    let is_idle = own.is_empty();
+    let all = own.into_iter().chain(topology.taken_at(mover, me));
+    let volumes: Vec<VolumeConfig> =
+        all.map(|(group, index)| volume(mover, topology, start, me, group, index)).collect();
     let groups = mover.groups.iter().map(|group| GroupConfig {
         id: GroupId(group.id),
         copies: group.copies,
@@ -316,7 +323,7 @@ fn primary(
         groups: groups.collect(),
         // A shard without volumes has numbered nothing, whatever became of its memory; but the
         // coordinator's memory also had the numbers of sets.
-        unclean: start.unclean && (!volumes.is_empty() || me == topology.primary_coordinator),
+        unclean: start.unclean && (!is_idle || me == topology.primary_coordinator),
         volumes,
         mirrors,
         retained_max: arena.retained_max,
@@ -369,19 +376,21 @@ fn volume(
     mover: &Mover,
     topology: &Topology,
     start: &Start,
-    owner: ShardId,
+    me: ShardId,
     group: usize,
     index: usize,
 ) -> VolumeConfig {
     let (group, volume) = (&mover.groups[group], &mover.groups[group].volumes[index]);
     let id = VolumeId(volume.id);
+    let owner = topology.owner_of(volume).unwrap_or(me);
     VolumeConfig {
         id,
         owner,
         group: GroupId(group.id),
         block_bytes: volume.block_bytes,
         has_base: volume.base != config::Disk::None,
-        target: topology.target_of(volume),
+        // The responsible shard alone sends updates to the secondary (T1).
+        target: topology.target_of(volume).filter(|_| owner == me),
         next_seq: *start.next_seqs.get(&id).unwrap_or(&Seq(1)),
     }
 }

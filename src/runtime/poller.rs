@@ -13,6 +13,7 @@ use super::messages::{FromPoller, ToPoller, VolumeCounters};
 use super::net::Net;
 use super::parts::{MachineConfigs, PollerParts, TapOwner, VolumeParts};
 use super::readback::ReadBack;
+use super::remote::Remote;
 use super::siblings::{SiblingEnds, SiblingMessage};
 use super::stats::Stats;
 use crate::dpdk::Region;
@@ -122,6 +123,8 @@ impl RunningPoller {
 #[derive(Debug)]
 pub(super) struct Volume {
     pub(super) block_bytes: u32,
+    /// The shard of another mover that is responsible for it; none when this one is.
+    pub(super) owner: Option<ShardId>,
     /// Alignment of payloads in the arena, so that the device need not copy.
     pub(super) align: usize,
     pub(super) channel: Option<Channel>,
@@ -161,6 +164,7 @@ pub struct Poller {
     pub(super) net: Net,
     pub(super) journal: Option<JournalIo>,
     pub(super) read_back: ReadBack,
+    pub(super) remote: Remote,
     pub(super) siblings: SiblingEnds,
     /// The mover's one list of numbers, shared with the siblings (G7); touched only by groups
     /// that number so.
@@ -249,9 +253,10 @@ impl Poller {
         let shard = parts.shard;
         let now = parts.clock.now();
         let arena_error = |source| PollerError::Arena { shard, source };
-        let mut arena = parts.arena.memory.into_arena(2).map_err(arena_error)?;
+        let mut arena = parts.arena.memory.into_arena(4).map_err(arena_error)?;
         let own_log = arena.open_log(parts.arena.own).map_err(arena_error)?;
         let mirror_log = arena.open_log(parts.arena.mirror).map_err(arena_error)?;
+        let remote = Remote::new(&mut arena, parts.remote, now).map_err(arena_error)?;
         let mut volume_table = Vec::new();
         let mut volumes = Vec::with_capacity(parts.volumes.len());
         for (index, volume) in parts.volumes.iter().enumerate() {
@@ -330,6 +335,7 @@ impl Poller {
             net,
             journal,
             read_back: ReadBack::default(),
+            remote,
             siblings: parts.siblings,
             list: parts.list,
             quiesced: false,
@@ -392,6 +398,7 @@ impl Poller {
         }
         work += self.number_arrived();
         work += self.retry_waiting();
+        work += self.remote_turn();
         if self.arena_full || self.quiesced {
             // What is retained must be confirmed before there is room, or before a clean stop.
             self.arena_full = false;
@@ -540,6 +547,7 @@ impl Volume {
     ) -> Result<Self, PollerError> {
         let mut volume = Self {
             block_bytes: parts.block_bytes,
+            owner: parts.owner,
             align: 64,
             channel: None,
             write_cache: false,

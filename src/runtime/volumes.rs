@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use super::fence::{Fence, FenceError};
 use super::parts::{JournalParts, TapOwner, VolumeParts};
 use super::plan::{HOST_PAYLOAD_BYTES_MAX, Plan, PollerPlan};
-use crate::config::{Disk, FileEngine, Mover, Role, Uuid};
+use crate::config::{Disk, FileEngine, Mover, Role, Uuid, Volume};
 use crate::control::model::Fencing;
 use crate::proto::types::{MoverId, VolumeId};
 use crate::spdk::address::Address;
@@ -95,7 +95,8 @@ pub enum VolumeError {
 pub struct Volumes {
     /// The block device of each volume whose blocks this mover writes; none for write-only legs.
     bdevs: BTreeMap<VolumeId, Option<(String, Geometry)>>,
-    /// The taps by the index that their commands carry, with their volumes.
+    /// The taps by the index that their commands carry, with their volumes: this mover's own, and
+    /// those of other primary movers, so that hosts find every volume here (P3).
     taps: Vec<(TapVolume, VolumeId)>,
     journal: Option<(String, Geometry)>,
     /// Taken when the mover leaves its bases.
@@ -147,24 +148,20 @@ impl Volumes {
             }
             if at_primary {
                 let write_cache = bdev.as_ref().is_some_and(|(_, geometry)| geometry.write_cache);
-                let config = TapConfig {
-                    name: format!("volume{}", volume.id),
-                    index: volumes.taps.len() as u32,
-                    uuid: volume.uuid.0,
-                    block_bytes: volume.block_bytes,
-                    blocks: volume.blocks(),
-                    write_cache,
-                    max_transfer_blocks: HOST_PAYLOAD_BYTES_MAX as u32 / volume.block_bytes,
-                    max_zeroes_blocks: ZEROES_BLOCKS_MAX,
-                };
-                let tap = TapVolume::create(&config).map_err(|source| VolumeError::Open {
-                    what: need.what.clone(),
-                    disk: crate::control::status::disk_words(disk),
-                    source,
-                })?;
-                volumes.taps.push((tap, VolumeId(volume.id)));
+                volumes.add_tap(&need.what, volume, write_cache, true)?;
             }
             volumes.bdevs.insert(VolumeId(volume.id), bdev);
+        }
+        for (group, index) in plan.pollers.iter().flat_map(|poller| &poller.foreign) {
+            let (group, volume) = (&mover.groups[*group], &mover.groups[*group].volumes[*index]);
+            // What is under it is the responsible mover's to know: a host that takes this path
+            // flushes, and the flush goes there.
+            volumes.add_tap(
+                &format!("volume {}/{}", group.name, volume.name),
+                volume,
+                true,
+                false,
+            )?;
         }
         if let Some(journal) = &mover.journal {
             let what = "the set journal".to_owned();
@@ -175,6 +172,34 @@ impl Volumes {
         Ok(volumes)
     }
 
+    /// Shows `volume` to hosts, as every mover does: the same identity and size.
+    fn add_tap(
+        &mut self,
+        what: &str,
+        volume: &Volume,
+        write_cache: bool,
+        compare_and_write: bool,
+    ) -> Result<(), VolumeError> {
+        let config = TapConfig {
+            name: format!("volume{}", volume.id),
+            index: self.taps.len() as u32,
+            uuid: volume.uuid.0,
+            block_bytes: volume.block_bytes,
+            blocks: volume.blocks(),
+            write_cache,
+            compare_and_write,
+            max_transfer_blocks: HOST_PAYLOAD_BYTES_MAX as u32 / volume.block_bytes,
+            max_zeroes_blocks: ZEROES_BLOCKS_MAX,
+        };
+        let tap = TapVolume::create(&config).map_err(|source| VolumeError::Open {
+            what: what.to_owned(),
+            disk: "its tap".to_owned(),
+            source,
+        })?;
+        self.taps.push((tap, VolumeId(volume.id)));
+        Ok(())
+    }
+
     /// The name of the tap's block device of volume `id`: what its namespace is made of.
     #[must_use]
     pub fn tap_name(&self, id: VolumeId) -> Option<&str> {
@@ -183,15 +208,17 @@ impl Volumes {
 
     /// The volumes of one poller, in the order of its state machine's configuration.
     #[must_use]
-    pub fn parts(&self, mover: &Mover, poller: &PollerPlan) -> Vec<VolumeParts> {
-        let volumes = poller.volumes.iter().map(|(g, v)| &mover.groups[*g].volumes[*v]);
-        volumes
-            .map(|volume| {
+    pub fn parts(&self, mover: &Mover, plan: &Plan, poller: &PollerPlan) -> Vec<VolumeParts> {
+        let all = poller.volumes.iter().chain(&poller.foreign);
+        all.map(|(group, index)| &mover.groups[*group].volumes[*index])
+            .zip(0..)
+            .map(|(volume, index)| {
                 let id = VolumeId(volume.id);
                 let bdev = self.bdevs.get(&id).and_then(Option::as_ref);
                 VolumeParts {
                     id,
                     block_bytes: volume.block_bytes,
+                    owner: plan.topology.owner_of(volume).filter(|_| index >= poller.volumes.len()),
                     bdev: bdev.map(|(name, _)| name.clone()),
                 }
             })
@@ -203,7 +230,7 @@ impl Volumes {
     pub fn tap_owners(&self, mover: &Mover, plan: &Plan, poller: &PollerPlan) -> Vec<TapOwner> {
         let place = |id: VolumeId| {
             plan.pollers.iter().find_map(|other| {
-                let mut volumes = other.volumes.iter();
+                let mut volumes = other.volumes.iter().chain(&other.foreign);
                 let at = volumes.position(|(g, v)| mover.groups[*g].volumes[*v].id == id.0)?;
                 Some((other.shard.poller, at as u32))
             })

@@ -234,6 +234,7 @@ impl Cluster {
             .map(|mover| MirrorPeer {
                 shard: ShardId::new(mover, me.poller),
                 grant_bytes: profile.grant_bytes,
+                is_target: true,
             })
             .collect();
         let volumes = (0..profile.volumes)

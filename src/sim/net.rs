@@ -240,7 +240,8 @@ impl Cluster {
             RecordRole::Mirror
             | RecordRole::SecondaryMirror
             | RecordRole::Forward
-            | RecordRole::Numbered => Room::Mirror,
+            | RecordRole::Numbered
+            | RecordRole::Answer => Room::Mirror,
         };
         let node = &mut self.pollers[to];
         if store.payload_crc.is_some_and(|crc| crc != crc32c(payload)) {

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use super::address::Address;
 use super::env::IoBuf;
 use super::error::{Error, NvmeStatus, Submit, check, cstring, submitted};
+use super::nvmf::AnaState;
 use super::queue::{Done, push_done};
 use super::sys;
 
@@ -71,6 +72,19 @@ pub struct Namespace {
     /// Group of namespaces whose path state changes together.
     pub ana_group: u32,
     _controller: Controller,
+}
+
+impl Namespace {
+    /// How good the way to it through its controller is now: asked when it was connected, and again
+    /// with every event ([`Controller::poll_admin`]). Optimized where controllers do not say.
+    pub fn path_state(&self) -> AnaState {
+        // SAFETY: the namespace lives as long as its controller, which `self` holds.
+        match unsafe { sys::spdk_nvme_ns_get_ana_state(self.raw.as_ptr()) } {
+            sys::SPDK_NVME_ANA_OPTIMIZED_STATE => AnaState::Optimized,
+            sys::SPDK_NVME_ANA_NON_OPTIMIZED_STATE => AnaState::NonOptimized,
+            _ => AnaState::Inaccessible,
+        }
+    }
 }
 
 impl Controller {

@@ -306,14 +306,14 @@ pub struct NamespaceConfig {
     pub ana_group: u32,
 }
 
-/// How good a path is (NVM Express Base Specification, "ANA states").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How good a path is (NVM Express Base Specification, "ANA states"), the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AnaState {
     /// The best path.
     Optimized,
     /// Works, with a detour.
     NonOptimized,
-    /// Refuses commands; hosts use another path.
+    /// Refuses commands; hosts use another path. To a host also everything else that is not good.
     Inaccessible,
 }
 
@@ -443,8 +443,27 @@ impl Subsystem {
         check("spdk_nvmf_subsystem_remove_listener", rc)
     }
 
-    /// Changes the state of one ANA group's path through `address`; pauses the
-    /// subsystem's administration around it, I/O goes on.
+    /// Changes the state of one ANA group's path through `address`; hosts are
+    /// told by an asynchronous event. Pauses the subsystem's administration
+    /// around it, I/O goes on.
+    ///
+    /// # Errors
+    /// [`Error::Errno`], [`Error::Timeout`].
+    pub fn change_ana_state(
+        &self,
+        address: &Address,
+        ana_group: u32,
+        state: AnaState,
+        pump: Pump<'_>,
+    ) -> Result<(), Error> {
+        self.pause(0, &mut *pump)?;
+        let changed = self.set_ana_state(address, ana_group, state, &mut *pump);
+        self.resume(pump)?;
+        changed
+    }
+
+    /// Sets the state of one ANA group's path through `address`, before
+    /// [`Subsystem::start`].
     ///
     /// # Errors
     /// [`Error::Errno`], [`Error::Timeout`].
@@ -456,9 +475,8 @@ impl Subsystem {
         pump: Pump<'_>,
     ) -> Result<(), Error> {
         let id = address.raw(None)?;
-        self.pause(0, &mut *pump)?;
         let op = Op::<i32>::new();
-        // SAFETY: alive and paused; the structure is copied.
+        // SAFETY: alive and not active; the structure is copied.
         unsafe {
             sys::spdk_nvmf_subsystem_set_ana_state(
                 self.raw.as_ptr(),
@@ -469,9 +487,8 @@ impl Subsystem {
                 op.context(),
             );
         }
-        let status = op.wait("change of a path's state", &mut *pump);
-        self.resume(pump)?;
-        check("spdk_nvmf_subsystem_set_ana_state", status?)
+        let status = op.wait("change of a path's state", pump)?;
+        check("spdk_nvmf_subsystem_set_ana_state", status)
     }
 
     /// Lets hosts in.

@@ -57,6 +57,51 @@ impl ForeignIovs {
         // arena, which hosts do not know.
         unsafe { arena.fill(buf, pieces) }
     }
+
+    /// Copies the first `bytes` bytes of a record's payload into the buffers. False, and nothing is
+    /// copied, when they are not just as long.
+    pub fn fill_from(self, arena: &Arena, buf: BufRef, bytes: usize) -> bool {
+        self.each_piece(arena, buf, bytes, |host, payload| {
+            // SAFETY: a piece of a command that is not completed, as long as `payload`; it is not in
+            // the arena.
+            unsafe { host.copy_from_nonoverlapping(payload.as_ptr(), payload.len()) };
+            true
+        })
+    }
+
+    /// Whether the buffers hold just the first `bytes` bytes of a record's payload.
+    pub fn equal(self, arena: &Arena, buf: BufRef, bytes: usize) -> bool {
+        self.each_piece(arena, buf, bytes, |host, payload| {
+            // SAFETY: as in `fill_from`; it is only read.
+            let host = unsafe { std::slice::from_raw_parts(host, payload.len()) };
+            host == payload
+        })
+    }
+
+    /// Goes through buffers and payload together until `f` says false. False also when their lengths
+    /// differ.
+    fn each_piece(
+        self,
+        arena: &Arena,
+        buf: BufRef,
+        bytes: usize,
+        mut f: impl FnMut(*mut u8, &[u8]) -> bool,
+    ) -> bool {
+        if self.first.is_null() || self.count <= 0 {
+            return false;
+        }
+        // SAFETY: the host command is not completed, so its iovecs are there.
+        let pieces = unsafe { std::slice::from_raw_parts(self.first, self.count as usize) };
+        let Some(mut payload) = arena.payload(buf).get(..bytes) else { return false };
+        if pieces.iter().map(|piece| piece.iov_len).sum::<usize>() != bytes {
+            return false;
+        }
+        pieces.iter().all(|piece| {
+            let (now, rest) = payload.split_at(piece.iov_len);
+            payload = rest;
+            f(piece.iov_base.cast(), now)
+        })
+    }
 }
 
 impl IoBuf {

@@ -4,7 +4,9 @@
 //!
 //! Not here: compare-and-write and the splitting of large commands (the block
 //! device layer makes them of compares, reads and writes), and aborts of single
-//! commands: an update that has a number must resolve.
+//! commands: an update that has a number must resolve. The block device layer
+//! locks the range of a compare-and-write in this process only, so a tap of a
+//! volume that another mover writes refuses it.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -212,6 +214,9 @@ pub struct TapConfig {
     pub blocks: u64,
     /// Tell hosts that completed writes need a flush to be durable.
     pub write_cache: bool,
+    /// Let the block device layer carry out compare-and-write; otherwise it is
+    /// refused with a status that has multipath hosts take another path.
+    pub compare_and_write: bool,
     /// Longest read or write handed on, in blocks; longer ones are split.
     pub max_transfer_blocks: u32,
     /// Longest write-zeroes and deallocation handed on, in blocks.
@@ -229,6 +234,7 @@ pub struct TapVolume {
 struct Node {
     bdev: sys::spdk_bdev,
     index: u32,
+    compare_and_write: bool,
     /// Pointed at by `bdev`.
     name: CString,
 }
@@ -246,8 +252,12 @@ impl TapVolume {
     /// [`Error::Errno`] with EEXIST when the name is taken.
     pub fn create(config: &TapConfig) -> Result<Self, Error> {
         let name = cstring("volume name", &config.name)?;
-        let mut node =
-            Box::new(Node { bdev: sys::spdk_bdev::default(), index: config.index, name });
+        let mut node = Box::new(Node {
+            bdev: sys::spdk_bdev::default(),
+            index: config.index,
+            compare_and_write: config.compare_and_write,
+            name,
+        });
         let bdev = &mut node.bdev;
         bdev.product_name = PRODUCT.as_ptr().cast_mut();
         bdev.write_cache = c_int::from(config.write_cache);
@@ -386,7 +396,12 @@ unsafe extern "C" fn channel_create(node: *mut c_void, ctx: *mut c_void) -> c_in
 
 unsafe extern "C" fn channel_destroy(_node: *mut c_void, _ctx: *mut c_void) {}
 
-unsafe extern "C" fn io_type_supported(_ctx: *mut c_void, kind: sys::spdk_bdev_io_type) -> bool {
+unsafe extern "C" fn io_type_supported(ctx: *mut c_void, kind: sys::spdk_bdev_io_type) -> bool {
+    if kind == sys::SPDK_BDEV_IO_TYPE_COMPARE_AND_WRITE {
+        // What is "supported" comes here as one request, to be refused.
+        // SAFETY: `ctx` is the node, alive while its device is.
+        return unsafe { ctx.cast::<Node>().as_ref() }.is_some_and(|node| !node.compare_and_write);
+    }
     matches!(
         kind,
         sys::SPDK_BDEV_IO_TYPE_READ
@@ -411,6 +426,10 @@ unsafe extern "C" fn submit_request(ch: *mut sys::spdk_io_channel, io: *mut sys:
             // resolve on their own; a base is never reset by a host.
             // SAFETY: ours, completed once.
             unsafe { sys::spdk_bdev_io_complete(io, sys::SPDK_BDEV_IO_STATUS_SUCCESS) };
+        }
+        sys::SPDK_BDEV_IO_TYPE_COMPARE_AND_WRITE => {
+            // Not "internal path error": drivers would send the second half again, alone.
+            complete_error(raw, NvmeStatus::PATH_INACCESSIBLE);
         }
         sys::SPDK_BDEV_IO_TYPE_READ => {
             // SAFETY: `iovcnt` elements belong to the request.

@@ -4,9 +4,9 @@
 //! produces: a short, long or out-of-range message is refused with the reason.
 
 use crate::proto::limits::{FACTS_PER_PART, MESSAGE_BYTES_MAX};
-use crate::proto::message::{BrokenReason, FactsPart, Message, VolumeFacts};
+use crate::proto::message::{AskKind, BrokenReason, FactsPart, Message, VolumeFacts};
 use crate::proto::types::{
-    Epoch, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId,
+    AskId, Epoch, Extent, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId,
 };
 use alloc::vec::Vec;
 
@@ -77,6 +77,8 @@ const JOURNAL_ROOM: u8 = 16;
 const FORWARDED: u8 = 17;
 const NOT_RESPONSIBLE: u8 = 18;
 const STOPPING: u8 = 19;
+const ASK: u8 = 40;
+const ANSWERED: u8 = 41;
 
 /// Appends the encoded message to `out`, which the caller clears.
 pub fn encode(epoch: Epoch, message: &Message, out: &mut Vec<u8>) {
@@ -183,6 +185,19 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             out.push(u8::from(*drained));
             STOPPING
         }
+        Message::Ask { ask, kind, volume, extent } => {
+            out.extend_from_slice(&ask.0.to_le_bytes());
+            out.extend_from_slice(&volume.0.to_le_bytes());
+            out.extend_from_slice(&extent.lba.to_le_bytes());
+            out.extend_from_slice(&extent.blocks.to_le_bytes());
+            out.push(*kind as u8);
+            ASK
+        }
+        Message::Answered { ask, status } => {
+            out.extend_from_slice(&ask.0.to_le_bytes());
+            out.extend_from_slice(&[status.sct, status.sc]);
+            ANSWERED
+        }
     }
 }
 
@@ -269,6 +284,18 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
             Message::NotResponsible { forward, owner, map_version }
         }
         STOPPING => Message::Stopping { drained: r.flag("drained")? },
+        ASK => {
+            let (ask, volume) = (AskId(r.u64()?), VolumeId(r.u32()?));
+            let extent = Extent { lba: r.u64()?, blocks: r.u32()? };
+            let kind = r.u8()?;
+            let kind =
+                AskKind::from_wire(kind).ok_or_else(|| r.field("ask kind", u64::from(kind)))?;
+            Message::Ask { ask, kind, volume, extent }
+        }
+        ANSWERED => {
+            let ask = AskId(r.u64()?);
+            Message::Answered { ask, status: NvmeStatus { sct: r.u8()?, sc: r.u8()? } }
+        }
         found => return Err(MessageError::Kind { found }),
     };
     if r.rest.is_empty() {
@@ -432,6 +459,17 @@ mod tests {
                 }
             }),
             any::<bool>().prop_map(|drained| Message::Stopping { drained }),
+            (any::<u64>(), any::<u32>(), any::<u64>(), any::<u32>(), any::<bool>()).prop_map(
+                |(ask, volume, lba, blocks, read)| Message::Ask {
+                    ask: AskId(ask),
+                    kind: if read { AskKind::Read } else { AskKind::Flush },
+                    volume: VolumeId(volume),
+                    extent: Extent { lba, blocks },
+                }
+            ),
+            (any::<u64>(), any::<u8>(), any::<u8>()).prop_map(|(ask, sct, sc)| {
+                Message::Answered { ask: AskId(ask), status: NvmeStatus { sct, sc } }
+            }),
         ]
     }
 
@@ -467,5 +505,25 @@ mod tests {
             Message::Prepare { group: GroupId(2), set: SetId(3), map_version: MapVersion(4) };
         encode(Epoch(1), &message, &mut bytes);
         assert_eq!(bytes, b"\x02\x01\0\0\x01\0\0\0\x02\0\x03\0\0\0\0\0\0\0\x04\0\0\0");
+    }
+
+    #[test]
+    fn golden_bytes_of_ask_and_answered() {
+        let mut bytes = Vec::new();
+        let message = Message::Ask {
+            ask: AskId(5),
+            kind: AskKind::Read,
+            volume: VolumeId(7),
+            extent: Extent { lba: 9, blocks: 11 },
+        };
+        encode(Epoch(1), &message, &mut bytes);
+        assert_eq!(
+            bytes,
+            b"\x28\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x07\0\0\0\x09\0\0\0\0\0\0\0\x0b\0\0\0\x01"
+        );
+        bytes.clear();
+        let status = NvmeStatus { sct: 3, sc: 2 };
+        encode(Epoch(1), &Message::Answered { ask: AskId(5), status }, &mut bytes);
+        assert_eq!(bytes, b"\x29\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x03\x02");
     }
 }

@@ -1,12 +1,15 @@
 //! What hosts may send to a volume, each with its defined outcome.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use setline::spdk::NvmeStatus;
 use setline::spdk::env::{DmaBuf, IoBuf};
 use setline::spdk::nvme::{Controller, Flags, Namespace, QueuePair};
+use setline::spdk::nvmf::AnaState;
 use setline::spdk::queue::LocalQueues;
 
 /// A host with one queue, and what it sent.
@@ -15,8 +18,9 @@ pub(crate) struct Host<'a> {
     queues: &'a LocalQueues,
     memory: IoBuf,
     transfer_bytes: usize,
-    done: HashMap<u64, NvmeStatus>,
-    next: u64,
+    /// Shared with the hosts beside it: they have one thread's queues.
+    done: Rc<RefCell<HashMap<u64, NvmeStatus>>>,
+    next: Rc<Cell<u64>>,
 }
 
 impl<'a> Host<'a> {
@@ -28,37 +32,68 @@ impl<'a> Host<'a> {
     ) -> Self {
         let qpair = controller.queue_pair(64).unwrap();
         let memory = DmaBuf::new(4 * transfer_bytes, 4096).unwrap().leak();
-        Self { qpair, queues, memory, transfer_bytes, done: HashMap::new(), next: 0 }
+        Self { qpair, queues, memory, transfer_bytes, done: Rc::default(), next: Rc::default() }
+    }
+
+    /// Another host, of another controller, on this thread.
+    pub(crate) fn beside(&self, controller: &Controller) -> Self {
+        let host = Self::new(controller, self.queues, self.transfer_bytes);
+        Self { done: Rc::clone(&self.done), next: Rc::clone(&self.next), ..host }
     }
 
     fn ctx(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+        self.next.set(self.next.get() + 1);
+        self.next.get()
     }
 
-    fn wait(&mut self, ctx: u64) -> NvmeStatus {
+    pub(crate) fn wait(&mut self, ctx: u64) -> NvmeStatus {
         let start = Instant::now();
         loop {
             self.qpair.poll(0).unwrap();
             while let Some(done) = self.queues.pop_done() {
-                assert_eq!(self.done.insert(done.ctx, done.status), None, "completed once");
+                let before = self.done.borrow_mut().insert(done.ctx, done.status);
+                assert_eq!(before, None, "completed once");
             }
-            if let Some(status) = self.done.remove(&ctx) {
+            if let Some(status) = self.done.borrow_mut().remove(&ctx) {
                 return status;
             }
             assert!(start.elapsed() < Duration::from_secs(20), "command {ctx} hangs");
         }
     }
 
-    fn write(&mut self, ns: &Namespace, lba: u64, data: &[u8], flags: Flags) -> NvmeStatus {
+    pub(crate) fn write(
+        &mut self,
+        ns: &Namespace,
+        lba: u64,
+        data: &[u8],
+        flags: Flags,
+    ) -> NvmeStatus {
+        let ctx = self.begin_write(ns, lba, data, flags);
+        self.wait(ctx)
+    }
+
+    /// Sends a write; [`Self::wait`] for it before the next one, which uses the same memory.
+    pub(crate) fn begin_write(
+        &mut self,
+        ns: &Namespace,
+        lba: u64,
+        data: &[u8],
+        flags: Flags,
+    ) -> u64 {
         let buf = self.memory.slice(0, data.len());
         buf.copy_in(0, data);
         let ctx = self.ctx();
         self.qpair.write(ns, buf, lba, flags, ctx).unwrap();
+        ctx
+    }
+
+    pub(crate) fn flush(&mut self, ns: &Namespace) -> NvmeStatus {
+        let ctx = self.ctx();
+        self.qpair.flush(ns, ctx).unwrap();
         self.wait(ctx)
     }
 
-    fn read(&mut self, ns: &Namespace, lba: u64, bytes: usize) -> Vec<u8> {
+    pub(crate) fn read(&mut self, ns: &Namespace, lba: u64, bytes: usize) -> Vec<u8> {
         let buf = self.memory.slice(self.transfer_bytes, bytes);
         let ctx = self.ctx();
         self.qpair.read(ns, buf, lba, ctx).unwrap();
@@ -92,9 +127,7 @@ impl<'a> Host<'a> {
         self.qpair.write(ns, odd, 40, Flags::NONE, ctx).unwrap();
         assert_eq!(self.wait(ctx), NvmeStatus::SUCCESS);
         assert!(self.read(ns, 40, 2 * block) == pattern(77, 2 * block), "unaligned buffer");
-        let ctx = self.ctx();
-        self.qpair.flush(ns, ctx).unwrap();
-        assert_eq!(self.wait(ctx), NvmeStatus::SUCCESS);
+        assert_eq!(self.flush(ns), NvmeStatus::SUCCESS);
         // The last block is writable, the one after it is not.
         let data = pattern(9, block);
         assert_eq!(self.write(ns, ns.blocks - 1, &data, Flags::NONE), NvmeStatus::SUCCESS);
@@ -125,6 +158,16 @@ impl<'a> Host<'a> {
         assert_eq!(self.write(ns, 100, &old, Flags::NONE), NvmeStatus::SUCCESS);
         assert_eq!(self.compare(ns, &old), NvmeStatus::SUCCESS);
         assert_eq!(self.compare(ns, &new), NvmeStatus::COMPARE_FAILURE);
+        if ns.path_state() == AnaState::NonOptimized {
+            // Locks of ranges do not reach from mover to mover.
+            let (_, second) = self.compare_and_write(ns, &old, &new);
+            assert_eq!(second, NvmeStatus::PATH_INACCESSIBLE);
+            assert!(
+                self.read(ns, 100, block) == old,
+                "a refused compare-and-write changes nothing"
+            );
+            return;
+        }
         // Compare-and-write: only where the comparison holds.
         let (first, second) = self.compare_and_write(ns, &new, &new);
         assert_eq!(first, NvmeStatus::COMPARE_FAILURE);
@@ -171,6 +214,6 @@ impl<'a> Host<'a> {
     }
 }
 
-fn pattern(seed: u8, bytes: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u8, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|i| seed.wrapping_mul(31).wrapping_add((i * 7 + i / 256) as u8)).collect()
 }

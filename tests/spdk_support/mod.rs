@@ -179,6 +179,7 @@ fn volume(index: u32) -> Result<TapVolume, setline::spdk::Error> {
         block_bytes,
         blocks: VOLUME_BYTES / u64::from(block_bytes),
         write_cache: true,
+        compare_and_write: true,
         max_transfer_blocks: TRANSFER_BYTES as u32 / block_bytes,
         max_zeroes_blocks: 1 << 16,
     })

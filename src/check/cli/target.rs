@@ -36,8 +36,8 @@ pub(super) struct NvmeArgs {
     /// Namespaces to use, in this order [default: all active ones]
     #[arg(long, value_name = "NSID", value_delimiter = ',', requires = "trid")]
     volumes: Vec<u32>,
-    /// How commands are spread over several paths
-    #[arg(long, value_enum, default_value_t = Paths::Spread)]
+    /// Which of several paths a command takes
+    #[arg(long, value_enum, default_value_t = Paths::Best)]
     paths: Paths,
     /// Host NQN to connect with
     #[arg(long, value_name = "NQN", requires = "trid")]
@@ -50,11 +50,15 @@ pub(super) struct NvmeArgs {
     core: Option<usize>,
 }
 
-/// How commands are spread over several paths.
+/// Which of several paths a command takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Paths {
+    /// The one that the target calls the best for the volume (ANA), like a multipath host
+    Best,
     /// Each slot has its own path, so every path carries commands to every volume
     Spread,
+    /// One that works, but is not the best for the volume
+    Detour,
     /// The first path, and the next one when it fails
     First,
 }
@@ -87,12 +91,17 @@ impl NvmeArgs {
     /// Connects; slots are not made yet.
     #[cfg(feature = "datapath")]
     pub(super) fn connect(&self) -> Result<Box<dyn Target>, Failure> {
-        use super::super::target::{NvmeTarget, NvmeTargetError, NvmeTargetOptions};
+        use super::super::target::{NvmeTarget, NvmeTargetError, NvmeTargetOptions, PathPolicy};
         let options = NvmeTargetOptions {
             paths: self.trid.clone(),
             nsids: self.volumes.clone(),
             hostnqn: self.hostnqn.clone(),
-            spread: self.paths == Paths::Spread,
+            policy: match self.paths {
+                Paths::Best => PathPolicy::Best,
+                Paths::Spread => PathPolicy::Spread,
+                Paths::Detour => PathPolicy::Detour,
+                Paths::First => PathPolicy::First,
+            },
             command_timeout: std::time::Duration::from_secs(self.command_timeout),
             core: self.core,
         };

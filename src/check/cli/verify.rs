@@ -159,6 +159,7 @@ fn text(report: &VerifyReport) -> String {
         ("blocks compared", table::count(report.blocks_compared)),
         ("mismatches", table::count(report.mismatches)),
         ("unexpected completions", table::count(report.unexpected)),
+        ("refused by a path", table::count(report.refused)),
         ("seed", report.seed.to_string()),
     ];
     for mismatch in &report.mismatch_examples {

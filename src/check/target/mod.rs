@@ -11,7 +11,7 @@ mod trid;
 
 pub use file::{FileTarget, FileTargetError, FileTargetOptions};
 #[cfg(feature = "datapath")]
-pub use nvme::{NvmeTarget, NvmeTargetError, NvmeTargetOptions};
+pub use nvme::{NvmeTarget, NvmeTargetError, NvmeTargetOptions, PathPolicy};
 pub use trid::{Transport, Trid, TridError};
 
 use serde::Serialize;

@@ -18,6 +18,7 @@ use crate::spdk::address::Address;
 use crate::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf};
 use crate::spdk::error::{Error, NvmeStatus, Submit};
 use crate::spdk::nvme::{Controller, Flags, Identity, Namespace, QueuePair};
+use crate::spdk::nvmf::AnaState;
 use crate::spdk::queue::LocalQueues;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -46,12 +47,26 @@ pub struct NvmeTargetOptions {
     pub nsids: Vec<u32>,
     /// Host NQN; SPDK's own by default.
     pub hostnqn: Option<String>,
-    /// Spread slots over the paths instead of using the first that works.
-    pub spread: bool,
+    /// Which path a command takes.
+    pub policy: PathPolicy,
     /// A path is lost when a command takes longer than this.
     pub command_timeout: Duration,
     /// Core to pin the thread to; by default it stays where it may run now.
     pub core: Option<usize>,
+}
+
+/// Which of several paths a command takes; another one when that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathPolicy {
+    /// The one that its target calls the best for the volume now (ANA), like a multipath host; slots
+    /// are spread over equal ones.
+    Best,
+    /// Each slot has its own, whatever their targets say.
+    Spread,
+    /// The one before the best: that of a mover which is not responsible for the volume.
+    Detour,
+    /// The first.
+    First,
 }
 
 /// Why namespaces cannot be reached.
@@ -243,9 +258,17 @@ impl NvmeTarget {
             let link = self.paths[path].link.as_ref()?;
             Some((path, link, link.namespaces[volume].as_ref()?))
         };
-        let found = (0..self.paths.len())
+        let mut in_turn = (0..self.paths.len())
             .map(|step| (slot.path + step) % self.paths.len())
-            .find_map(usable);
+            .filter_map(usable);
+        let found = match self.options.policy {
+            PathPolicy::Spread | PathPolicy::First => in_turn.next(),
+            PathPolicy::Best => in_turn.min_by_key(|(_, _, namespace)| namespace.path_state()),
+            PathPolicy::Detour => in_turn.min_by_key(|(_, _, namespace)| {
+                let state = namespace.path_state();
+                (state != AnaState::NonOptimized, state)
+            }),
+        };
         let Some((path, link, namespace)) = found else {
             self.refused.push_back(Completion { slot: number, status: Status::NO_PATH });
             return Ok(());
@@ -385,8 +408,9 @@ impl NvmeTarget {
         let number = context as u32;
         let slot = &mut self.slots[number as usize];
         let Some(flight) = &mut slot.flight else { return };
-        // Of a fused pair, the compare's status says why, the write's only that it was aborted.
-        if flight.status.is_ok() || status == NvmeStatus::COMPARE_FAILURE {
+        // Of a fused pair, one status says why, the other only that this one was aborted with it.
+        let says_why = status == NvmeStatus::COMPARE_FAILURE || status_of(status).is_path_related();
+        if flight.status.is_ok() || says_why {
             flight.status = status;
         }
         flight.parts -= 1;
@@ -415,7 +439,10 @@ impl Target for NvmeTarget {
         let no_memory = NoMemory { count, bytes };
         for number in 0..count as usize {
             let io = DmaBuf::new(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| no_memory)?.leak();
-            let path = if self.options.spread { number % self.paths.len() } else { 0 };
+            let path = match self.options.policy {
+                PathPolicy::First => 0,
+                _ => number % self.paths.len(),
+            };
             self.slots.push(Slot { buffer: vec![0; bytes], io, path, flight: None });
         }
         // A fused pair is two commands.

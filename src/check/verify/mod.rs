@@ -156,6 +156,8 @@ pub struct VerifyReport {
     pub commands: BTreeMap<Action, u64>,
     /// Kinds that the volumes do not take.
     pub not_supported: Vec<Action>,
+    /// Compare-and-writes that a path refused as not for it: they changed nothing.
+    pub refused: u64,
     /// Blocks read and compared.
     pub blocks_compared: u64,
     /// Bytes written and read.
@@ -486,7 +488,10 @@ impl Verifier {
         self.latency.saturating_record(elapsed);
         *self.report.commands.entry(flight.action).or_default() += 1;
         let status = completion.status;
+        let refused = flight.action.op() == Op::CompareAndWrite && status.is_path_related();
+        self.report.refused += u64::from(refused);
         let as_it_must = match flight.action.must_miscompare() {
+            _ if refused => true,
             true => status.is_compare_failure(),
             false => status == Status::Ok,
         };
@@ -519,6 +524,7 @@ impl Verifier {
                 let after = match flight.action {
                     // A compare changes nothing, however it ends.
                     Action::CompareEqual | Action::CompareUnequal => before,
+                    _ if refused => before,
                     _ if !as_it_must => Content::Unknown,
                     Action::Write | Action::WriteFua | Action::CompareAndWriteEqual => {
                         Content::Data(flight.tag)

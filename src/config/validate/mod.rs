@@ -65,7 +65,8 @@ fn memory(doc: &Doc, mover: &Mover) {
     let me = &mover.mover;
     let elsewhere = mover.peers.iter().filter(|peer| peer.role == me.role);
     let shards: usize = elsewhere.map(|peer| usize::from(peer.pollers)).sum();
-    let needed = arena_mib_needed(mover.groups.len(), shards);
+    let remote = if me.role == Role::Primary && shards > 0 { ARENA_MIB_REMOTE } else { 0 };
+    let needed = arena_mib_needed(mover.groups.len(), shards).saturating_add(remote);
     if doc.sound(&["mover.arena_mib"]) && me.arena_mib < needed {
         doc.error(
             "mover.arena_mib",

@@ -43,8 +43,13 @@ pub struct PrimaryConfig {
 pub struct MirrorPeer {
     /// The shard that receives the copies.
     pub shard: ShardId,
-    /// Bytes of copies that its sources may keep here, granted by this shard in return.
+    /// Bytes of records that it may keep here, granted by this shard: copies, and updates that it
+    /// took for volumes of this shard (G3).
     pub grant_bytes: u64,
+    /// Whether it may hold copies for this shard. Of the shards of one mover one at most, as two
+    /// copies there would be one when that mover fails; the others only forward to this shard, or
+    /// are forwarded to.
+    pub is_target: bool,
 }
 
 /// How mirror targets are chosen (G6).

@@ -3,9 +3,9 @@
 //! A mirror target grants its sources a budget, so that an update is numbered only when its copy
 //! will find room: an open set can then always be closed, however little memory there is.
 //!
-//! A shard that also forwards updates there (G3) keeps half of the budget for those. An update that
-//! was forwarded and has no number yet waits for room at a third shard; if it took of what mirror
-//! copies need, shards could wait for one another in a circle.
+//! A shard that also forwards updates there (G3) keeps half of the budget for those; all of it where
+//! it may keep no copies. An update that was forwarded and has no number yet waits for room at a third
+//! shard; if it took of what mirror copies need, shards could wait for one another in a circle.
 
 use crate::proto::command::Token;
 use crate::proto::types::ShardId;
@@ -18,6 +18,8 @@ pub(super) struct Mirror {
     pub shard: ShardId,
     /// What this shard grants the other one in return, in bytes.
     pub grant_bytes: u64,
+    /// Whether it may hold copies for this shard.
+    pub is_target: bool,
     /// What the other one granted for copies; 0 until it said so.
     pub budget_bytes: u64,
     /// Bytes of copies it holds or that travel there.
@@ -36,7 +38,11 @@ pub(super) struct Mirror {
 impl Mirror {
     /// It granted so many bytes; some of them serve updates that are forwarded to it.
     pub(super) fn granted(&mut self, bytes: u64, forwards: bool) {
-        self.forward_budget_bytes = if forwards { bytes / 2 } else { 0 };
+        self.forward_budget_bytes = match (self.is_target, forwards) {
+            (false, _) => bytes,
+            (true, true) => bytes / 2,
+            (true, false) => 0,
+        };
         self.budget_bytes = bytes - self.forward_budget_bytes;
     }
 
@@ -130,6 +136,7 @@ mod tests {
         Mirror {
             shard: ShardId::new(1, 0),
             grant_bytes: 0,
+            is_target: true,
             budget_bytes: 1000,
             used_bytes,
             forward_budget_bytes: 0,

@@ -142,6 +142,7 @@ impl PrimaryShard {
             .map(|peer| Mirror {
                 shard: peer.shard,
                 grant_bytes: peer.grant_bytes,
+                is_target: peer.is_target,
                 budget_bytes: 0,
                 used_bytes: 0,
                 forward_budget_bytes: 0,
@@ -370,7 +371,7 @@ impl PrimaryShard {
             RecordRole::Mirror => {}
             RecordRole::Forward => return self.take(from, info, buf),
             RecordRole::Numbered => return self.forward_numbered(from, info),
-            RecordRole::Transfer | RecordRole::SecondaryMirror => {
+            RecordRole::Transfer | RecordRole::SecondaryMirror | RecordRole::Answer => {
                 return RecordVerdict::NotNeeded;
             }
         }
@@ -423,7 +424,9 @@ impl PrimaryShard {
             | Message::Applied { .. }
             | Message::PauseApply { .. }
             | Message::JournalRoom { .. }
-            | Message::Stopping { .. } => self.counters.unexpected += 1,
+            | Message::Stopping { .. }
+            | Message::Ask { .. }
+            | Message::Answered { .. } => self.counters.unexpected += 1,
         }
     }
 

@@ -111,6 +111,18 @@ impl PrimaryShard {
         Some((buf, self.number(mirrors, &update, from)))
     }
 
+    /// Refuses [`Self::next_arrived`] with `status`: its volume is not served here any more, or this
+    /// mover is being stopped. What has no number has taken no effect, and will not.
+    pub fn refuse_arrived(&mut self, status: NvmeStatus) {
+        if let Some(arrived) = self.arrived.pop_front() {
+            let to = self.mirrors[usize::from(arrived.from)].shard;
+            let forward = arrived.info.forward;
+            let message = Message::Forwarded { forward, status };
+            self.commands.push_back(Command::Send { to, message });
+            self.commands.push_back(Command::Free { buf: arrived.buf });
+        }
+    }
+
     /// The peer at `index` lost its memory: nobody waits for what it forwarded. What has no number
     /// is dropped, the rest goes on; its copies there are gone like others.
     pub(super) fn taker_restarted(&mut self, index: u8) {

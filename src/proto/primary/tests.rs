@@ -30,7 +30,7 @@ fn config(me: ShardId, other: ShardId, copies: u8) -> PrimaryConfig {
         coordinator: P1,
         epoch: E,
         map_version: MapVersion(1),
-        mirrors: vec![MirrorPeer { shard: other, grant_bytes: 1 << 20 }],
+        mirrors: vec![MirrorPeer { shard: other, grant_bytes: 1 << 20, is_target: true }],
         groups: vec![GroupConfig {
             id: G,
             copies,

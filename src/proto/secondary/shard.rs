@@ -170,9 +170,10 @@ impl SecondaryShard {
                 match role {
                     RecordRole::Transfer => self.take_own(now, info, buf),
                     RecordRole::SecondaryMirror => self.take_kept(info, buf),
-                    RecordRole::Mirror | RecordRole::Forward | RecordRole::Numbered => {
-                        Err(Refusal::Role)
-                    }
+                    RecordRole::Mirror
+                    | RecordRole::Forward
+                    | RecordRole::Numbered
+                    | RecordRole::Answer => Err(Refusal::Role),
                 }
             };
         match result {

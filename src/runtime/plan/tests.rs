@@ -122,7 +122,7 @@ fn every_volume_has_one_responsible_shard_and_one_target_shard_over_all_plans() 
     for id in (1..=7).map(VolumeId) {
         let owners: Vec<ShardId> = pollers(&plans)
             .filter_map(shard_config)
-            .filter(|shard| shard.volumes.iter().any(|v| v.id == id))
+            .filter(|shard| shard.volumes.iter().any(|v| v.id == id && v.owner == shard.me))
             .map(|shard| shard.me)
             .collect();
         let targets: Vec<&SecondaryPlan> = pollers(&plans)
@@ -139,8 +139,46 @@ fn every_volume_has_one_responsible_shard_and_one_target_shard_over_all_plans() 
         assert!(targets[0].sources.contains(&owners[0]));
     }
     // Seven volumes over six pollers: none has more than two.
-    for shard in pollers(&plans).filter_map(shard_config) {
-        assert!((1..=2).contains(&shard.volumes.len()), "{:?}", shard.me);
+    for poller in pollers(&plans).filter(|poller| shard_config(poller).is_some()) {
+        assert!((1..=2).contains(&poller.volumes.len()), "{:?}", poller.shard);
+    }
+}
+
+#[test]
+fn every_mover_of_the_primary_site_takes_updates_for_every_volume() {
+    for movers in [primaries(), vec![(1, 1), (2, 3)], vec![(1, 2), (2, 1), (3, 5)], vec![(1, 2)]] {
+        let plans = plans(&movers, &secondaries(), &group(9, "copies = 1"));
+        for (id, (mover, plan)) in plans.iter().filter(|(id, _)| **id < 100) {
+            let mut taken = Vec::new();
+            for poller in &plan.pollers {
+                let shard = shard_config(poller).unwrap();
+                let all = poller.volumes.iter().chain(&poller.foreign);
+                let ids: Vec<u32> = all.map(|(g, v)| mover.groups[*g].volumes[*v].id).collect();
+                let config: Vec<u32> = shard.volumes.iter().map(|volume| volume.id.0).collect();
+                assert_eq!(ids, config, "own ones first, in the order of the machine's");
+                for (at, volume) in shard.volumes.iter().enumerate() {
+                    assert_eq!(volume.owner == shard.me, at < poller.volumes.len());
+                    let known = shard.mirrors.iter().any(|peer| peer.shard == volume.owner);
+                    assert!(known || volume.owner == shard.me, "it is a mirror peer");
+                }
+                taken.extend(ids);
+            }
+            taken.sort_unstable();
+            assert_eq!(taken, (1..=9).collect::<Vec<u32>>(), "mover {id} takes each volume once");
+        }
+    }
+}
+
+#[test]
+fn a_taker_is_where_the_responsible_shard_may_keep_its_copies() {
+    let plans = plans(&[(1, 2), (2, 1), (3, 5)], &secondaries(), &group(9, ""));
+    let shards: BTreeMap<ShardId, &PrimaryConfig> =
+        pollers(&plans).filter_map(shard_config).map(|shard| (shard.me, shard)).collect();
+    for (me, shard) in &shards {
+        for volume in shard.volumes.iter().filter(|volume| volume.owner != *me) {
+            let taker = shards[&volume.owner].mirrors.iter().find(|peer| peer.shard == *me);
+            assert!(taker.is_some_and(|peer| peer.is_target), "{me} takes for {}", volume.owner);
+        }
     }
 }
 
@@ -201,22 +239,23 @@ fn whoever_is_spoken_to_has_a_link_or_is_a_sibling() {
 }
 
 #[test]
-fn mirror_peers_know_each_other_and_only_targets_grant() {
+fn mirror_peers_grant_each_other_and_one_shard_of_each_mover_may_keep_copies() {
     for primaries in [primaries(), vec![(1, 1), (2, 3)], vec![(1, 2), (2, 1), (3, 5)]] {
         let plans = plans(&primaries, &secondaries(), &group(4, ""));
         let shards: BTreeMap<ShardId, &PrimaryConfig> =
             pollers(&plans).filter_map(shard_config).map(|shard| (shard.me, shard)).collect();
         for (me, shard) in &shards {
-            let mut granting_movers = BTreeSet::new();
+            let mut movers_with_copies = BTreeSet::new();
             for peer in &shard.mirrors {
                 let back = shards[&peer.shard].mirrors.iter().find(|p| p.shard == *me);
                 let back = back.expect("the peer knows this shard too");
-                if back.grant_bytes > 0 {
+                assert!(back.grant_bytes > 0, "{me} may forward to {}", peer.shard);
+                if peer.is_target {
                     // Two copies at one mover would be one copy when it fails.
-                    assert!(granting_movers.insert(peer.shard.mover), "{me}");
+                    assert!(movers_with_copies.insert(peer.shard.mover), "{me}");
                 }
             }
-            assert_eq!(granting_movers.len(), primaries.len() - 1, "{me}");
+            assert_eq!(movers_with_copies.len(), primaries.len() - 1, "{me}");
         }
         for poller in pollers(&plans) {
             let Some(shard) = shard_config(poller) else { continue };

@@ -133,6 +133,31 @@ impl Topology {
         others.filter(|shard| self.mirror_targets(*shard).contains(&me)).collect()
     }
 
+    /// The primary shards that `me` exchanges records with: those it mirrors to, of which it also
+    /// takes the numbers of what it forwarded, and those that mirror to it.
+    #[must_use]
+    pub fn mirror_peers(&self, me: ShardId) -> BTreeSet<ShardId> {
+        &self.mirror_targets(me) | &self.mirror_sources(me)
+    }
+
+    /// The volumes of other primary movers that primary shard `me` takes updates for (G3): those
+    /// whose responsible shards mirror to it. Indices of group and volume.
+    #[must_use]
+    pub fn taken_at(&self, mover: &Mover, me: ShardId) -> Vec<(usize, usize)> {
+        let sources = match self.role_of(me.mover) {
+            Some(Role::Primary) => self.mirror_sources(me),
+            _ => BTreeSet::new(),
+        };
+        let taken = |volume: &Volume| self.owner_of(volume).is_some_and(|o| sources.contains(&o));
+        let groups = mover.groups.iter().enumerate();
+        groups
+            .flat_map(|(group, config)| {
+                let volumes = config.volumes.iter().enumerate();
+                volumes.filter(|(_, volume)| taken(volume)).map(move |(index, _)| (group, index))
+            })
+            .collect()
+    }
+
     /// Where secondary shard `me` mirrors what it receives; none when the site keeps one copy or
     /// has one mover.
     #[must_use]

@@ -11,7 +11,7 @@ fn one_of_three(me: ShardId, copies: u8) -> PrimaryShard {
     let peers: Vec<ShardId> = [P1, P2, P3].into_iter().filter(|peer| *peer != me).collect();
     let mut config = config(me, peers[0], copies);
     config.mirrors =
-        peers.iter().map(|peer| MirrorPeer { shard: *peer, grant_bytes: 1 << 20 }).collect();
+        peers.iter().map(|shard| MirrorPeer { shard: *shard, ..config.mirrors[0] }).collect();
     let own = config.volumes[0];
     config.volumes.extend(peers.iter().map(|peer| VolumeConfig {
         id: VolumeId(u32::from(peer.mover.0)),
