@@ -19,6 +19,7 @@ use setline::spdk::address::Address;
 use setline::spdk::base::HostIdentity;
 use setline::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf, tsc_now};
 use setline::spdk::nvme::{Controller, Flags, Namespace, QueuePair};
+use setline::spdk::nvmf::AnaState;
 use setline::spdk::queue::LocalQueues;
 use setline::spdk::subsystem::{Config, Subsystems};
 use setline::spdk::thread::Thread;
@@ -40,7 +41,7 @@ struct Host {
     // Dropped in this order.
     queue: QueuePair,
     namespace: Namespace,
-    _controller: Controller,
+    controller: Controller,
 }
 
 impl Host {
@@ -50,7 +51,17 @@ impl Host {
         let address = Address::VfioUser(group.vfio_user_directory(directory));
         let controller = Controller::connect(&address, Some(&group.nqn), None).unwrap();
         let namespace = controller.namespace(nsid).unwrap();
-        Self { queue: controller.queue_pair(8).unwrap(), namespace, _controller: controller }
+        Self { queue: controller.queue_pair(8).unwrap(), namespace, controller }
+    }
+
+    /// Waits until the host has heard that its path is in `state`.
+    fn hears(&self, state: AnaState) {
+        let start = Instant::now();
+        while self.namespace.path_state() != state {
+            self.controller.poll_admin().unwrap();
+            assert!(start.elapsed() < LATE, "the path is {:?}", self.namespace.path_state());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn done(&self, queues: &LocalQueues) -> NvmeStatus {
@@ -120,6 +131,7 @@ fn a_mover_that_was_shut_out_says_so_and_sends_hosts_elsewhere() {
     assert_eq!(before.state, FencingState::Fenced, "{}", before.reason);
     assert_eq!(before.key, Some(key_of(MoverId(1), 1).to_string()));
     assert_eq!(fencing(&cluster, "p2", 2).state, FencingState::Fenced);
+    at_p1.hears(AnaState::Optimized);
 
     // The successor takes over at the base.
     let host = HostIdentity { nqn: "nqn.2026-11.io.setline:mover:p9".into(), id: [9; 16] };
@@ -142,6 +154,8 @@ fn a_mover_that_was_shut_out_says_so_and_sends_hosts_elsewhere() {
         assert!(start.elapsed() < LATE, "p1 does not say that it was excluded");
         std::thread::sleep(Duration::from_millis(20));
     }
+    at_p1.hears(AnaState::Inaccessible);
+    at_p2.hears(AnaState::Optimized);
     let status = cluster.status("p1").unwrap();
     let degraded = status.degraded.join("; ");
     assert!(degraded.contains("another mover excluded this one"), "{degraded}");

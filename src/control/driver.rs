@@ -83,6 +83,17 @@ pub enum Step {
     Ended(Outcome),
 }
 
+/// How good this mover's path to a volume is, to hosts (asymmetric namespace access).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PathState {
+    /// The best: this mover is responsible for the volume.
+    Optimized,
+    /// Works, with a detour through the responsible mover.
+    NonOptimized,
+    /// Not any more: hosts take another path.
+    Inaccessible,
+}
+
 /// A request on its way to the control thread.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -144,6 +155,8 @@ pub struct Driver {
     movers: BTreeMap<MoverId, PeerState>,
     serving: bool,
     pub(super) fencing: BTreeMap<VolumeId, Fencing>,
+    /// What hosts are to be told of paths.
+    pub(super) paths: Vec<(VolumeId, PathState)>,
     to_pollers: Vec<Sender<ToPoller>>,
     outbox: VecDeque<(usize, ToPoller)>,
     reports: Receiver<FromPoller>,
@@ -195,6 +208,7 @@ impl Driver {
             stopping: Stopping::No,
             waiting: Vec::new(),
             failure: None,
+            paths: Vec::new(),
             rounds_quiesced: 0,
             quiesced_at: None,
             warnings: setup.warnings,
@@ -241,6 +255,11 @@ impl Driver {
     /// Devices are open and hosts can connect (primary), or sets can be received (secondary).
     pub fn set_serving(&mut self) {
         self.serving = true;
+    }
+
+    /// Paths whose state is another one since the last call: hosts are to be told.
+    pub fn take_paths(&mut self) -> Vec<(VolumeId, PathState)> {
+        std::mem::take(&mut self.paths)
     }
 
     /// One turn at `now`; never waits. Call again within a few milliseconds.

@@ -165,6 +165,13 @@ fn shard_metrics(list: &mut List, labels: &[(&str, &str)], snapshot: &PollerSnap
     list.count("update_bytes_total", labels, counters.bytes);
     list.count("updates_acknowledged_total", labels, counters.acknowledged);
     list.count("updates_mirrored_total", labels, counters.mirrored);
+    list.count("updates_forwarded_total", labels, counters.forwarded);
+    list.count("updates_taken_total", labels, counters.taken);
+    list.count("updates_rejected_total", labels, counters.rejected);
+    list.count("updates_misdirected_total", labels, counters.misdirected);
+    list.count("asks_total", labels, snapshot.remote.asked);
+    list.count("asks_answered_total", labels, snapshot.remote.answered);
+    list.count("asks_given_up_total", labels, snapshot.remote.given_up);
     list.count("updates_void_total", labels, counters.voids);
     list.count("updates_overlapping_total", labels, counters.overlaps);
     list.count("records_transferred_total", labels, counters.transfers);

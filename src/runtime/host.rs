@@ -106,6 +106,7 @@ impl Poller {
                 if self.refusing {
                     self.complete(command, ABORTED);
                 } else if owner.is_some_and(|owner| self.net.is_lost(owner, self.now)) {
+                    self.remote.counters.given_up += 1;
                     self.complete(command, NvmeStatus::ANA_TRANSITION);
                 } else if self.quiesced || self.hosts.must_wait(volume) {
                     self.hosts.wait(volume, command);

@@ -40,8 +40,17 @@ pub struct HostsError {
 #[derive(Debug)]
 pub struct Hosts {
     target: Target,
-    subsystems: Vec<Subsystem>,
+    offers: Vec<Offer>,
     listening: Vec<Address>,
+}
+
+/// A group's subsystem.
+#[derive(Debug)]
+struct Offer {
+    subsystem: Subsystem,
+    addresses: Vec<Address>,
+    /// Its volumes, and their namespace ids, which are their ANA groups, too.
+    volumes: Vec<(VolumeId, u32)>,
 }
 
 impl Hosts {
@@ -74,7 +83,7 @@ impl Hosts {
             };
             target.add_transport(kind, &config, &mut *pump).map_err(|error| failed(what, error))?;
         }
-        Ok(Self { target, subsystems: Vec::new(), listening: Vec::new() })
+        Ok(Self { target, offers: Vec::new(), listening: Vec::new() })
     }
 
     /// What pollers make their poll groups from.
@@ -108,7 +117,9 @@ impl Hosts {
                 self.offer(mover, volumes, group, &addresses, &mut *pump).map_err(|source| {
                     HostsError { what: format!("subsystem {}", group.nqn), source }
                 })?;
-            self.subsystems.push(subsystem);
+            let volumes = group.volumes.iter();
+            let volumes = volumes.map(|volume| (VolumeId(volume.id), volume.nsid)).collect();
+            self.offers.push(Offer { subsystem, addresses, volumes });
         }
         Ok(())
     }
@@ -154,10 +165,36 @@ impl Hosts {
         Ok(subsystem)
     }
 
+    /// Tells hosts how good the path through this mover to `volume` is from now on. Those that are
+    /// connected learn it by an asynchronous event. With [`AnaState::Inaccessible`] SPDK refuses the
+    /// volume's commands with that status; those that it handed on before are left to end.
+    ///
+    /// # Errors
+    /// [`HostsError`]; the state may have changed for some of the listeners.
+    pub fn set_state(
+        &self,
+        volume: VolumeId,
+        state: AnaState,
+        pump: Pump<'_>,
+    ) -> Result<(), HostsError> {
+        for offer in &self.offers {
+            let Some((_, nsid)) = offer.volumes.iter().find(|(id, _)| *id == volume) else {
+                continue;
+            };
+            let changed =
+                offer.subsystem.change_ana_state(&offer.addresses, *nsid, state, &mut *pump);
+            changed.map_err(|source| HostsError {
+                what: format!("telling hosts of the path to {volume}"),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Lets hosts go: their connections end, their commands have been completed. Pollers still
     /// run. What does not work is logged: the process ends anyhow.
     pub fn close(&mut self, pump: Pump<'_>) {
-        for subsystem in self.subsystems.drain(..) {
+        for Offer { subsystem, .. } in self.offers.drain(..) {
             let stopped = subsystem.stop(&mut *pump);
             let ended = stopped.and_then(|()| subsystem.destroy(&mut *pump));
             if let Err(error) = ended {

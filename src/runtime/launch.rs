@@ -29,7 +29,7 @@ use super::volumes::{VolumeError, Volumes};
 use crate::config::{Disk, Idle, Loaded, LogLevel, Mover, Numbering, PortKind, Role};
 use crate::control::api::{ServeError, Server};
 use crate::control::boot;
-use crate::control::driver::{Driver, Setup, Step};
+use crate::control::driver::{Driver, PathState, Setup, Step};
 use crate::control::stop::Outcome;
 use crate::control::store::{StoreError, StoreIdentity};
 use crate::mem::arena::{LogLimits, SEGMENT_BYTES};
@@ -38,6 +38,7 @@ use crate::proto::secondary::{CoordinatorConfig, ShardConfig, VolumeConfig};
 use crate::proto::types::{MoverId, VolumeId};
 use crate::spdk::env::{DmaBuf, Env, EnvConfig, tsc_hz, tsc_now};
 use crate::spdk::error::Error;
+use crate::spdk::nvmf::AnaState;
 use crate::spdk::subsystem::{Config as Pools, Subsystems};
 use crate::spdk::thread::Thread;
 use crate::wire::packet::Incarnation;
@@ -241,7 +242,9 @@ impl Machine {
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 driver.begin_stop(clock.now(), drain, name);
             }
-            match driver.turn(clock.now()) {
+            let step = driver.turn(clock.now());
+            self.tell_hosts(driver.take_paths());
+            match step {
                 Step::Run => {}
                 Step::CloseHosts => {
                     let app = &self.app;
@@ -255,6 +258,24 @@ impl Machine {
                 Step::Ended(outcome) => return outcome,
             }
             std::thread::sleep(CONTROL_SLEEP);
+        }
+    }
+
+    /// Tells hosts of paths that are better or worse now.
+    fn tell_hosts(&self, paths: Vec<(VolumeId, PathState)>) {
+        let pump = &mut || {
+            self.app.poll(tsc_now());
+        };
+        let Some(hosts) = &self.hosts else { return };
+        for (volume, state) in paths {
+            let state = match state {
+                PathState::Optimized => AnaState::Optimized,
+                PathState::NonOptimized => AnaState::NonOptimized,
+                PathState::Inaccessible => AnaState::Inaccessible,
+            };
+            if let Err(error) = hosts.set_state(volume, state, &mut *pump) {
+                tracing::error!(%volume, %error, "hosts were not told of a path");
+            }
         }
     }
 

@@ -157,6 +157,8 @@ pub struct PollerSnapshot {
     pub waiting: u32,
     /// Host commands that had to wait for room, since launch.
     pub waited: u64,
+    /// Reads, comparisons and flushes that pass between movers (G3).
+    pub remote: RemoteCounters,
     /// Arena bytes in use and in all.
     pub arena_bytes: (u64, u64),
     /// The primary shard's counts; none at a secondary mover.
@@ -209,6 +211,18 @@ pub struct VolumeCounters {
     pub bytes_read: u64,
     /// Commands completed with an error status.
     pub errors: u64,
+}
+
+/// Counts of what hosts want read or flushed at a mover that is not responsible for the volume, since
+/// launch.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct RemoteCounters {
+    /// Commands of hosts here that a responsible shard elsewhere was asked to carry out.
+    pub asked: u64,
+    /// Asks of other shards that were carried out here.
+    pub answered: u64,
+    /// Commands of hosts here that ended because the responsible shard was not heard.
+    pub given_up: u64,
 }
 
 /// A group at a secondary shard.

@@ -21,6 +21,7 @@ mod pool;
 use std::collections::VecDeque;
 
 use super::host::HostCommand;
+use super::messages::RemoteCounters;
 use super::plan::REMOTE_POOL_BYTES;
 use super::poller::Poller;
 use crate::mem::arena::{Arena, ArenaError, LogLimits, SEGMENT_BYTES};
@@ -55,6 +56,7 @@ pub(super) struct Remote {
     incoming: Pool,
     /// For data that leave.
     outgoing: Pool,
+    pub(super) counters: RemoteCounters,
     /// Commands that wait at all peers, and asks that wait here.
     idle_work: usize,
     /// When peers that are lost are looked for next.
@@ -86,6 +88,7 @@ impl Remote {
             peers: peers.into_iter().map(peer).collect(),
             asks: Asks::default(),
             answers: Answers::default(),
+            counters: RemoteCounters::default(),
             idle_work: 0,
             look_at: now,
         })

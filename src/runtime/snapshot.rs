@@ -25,6 +25,7 @@ impl Poller {
             volumes: self.volumes.iter().map(|volume| volume.counters).collect(),
             waiting,
             waited,
+            remote: self.remote.counters,
             arena_bytes: (own.held_bytes + mirror.held_bytes, self.arena.capacity_bytes().0),
             primary: None,
             coordinator: None,

@@ -1,6 +1,6 @@
 //! What the pollers report: onto the board, and as events for people.
 
-use super::Driver;
+use super::{Driver, PathState};
 use crate::control::board::PollerBoard;
 use crate::control::judge::broken_words;
 use crate::control::model::{EventLevel, Fencing, FencingState};
@@ -136,6 +136,7 @@ impl Driver {
         let group = self.group_name(group);
         let message = format!("volume {name}: {reason}");
         self.event(at, EventLevel::Error, "excluded", group.as_deref(), message);
+        self.paths.push((volume, PathState::Inaccessible));
     }
 
     pub(super) fn volume_name(&self, id: VolumeId) -> (Option<GroupId>, String) {

@@ -7,7 +7,7 @@ use crate::proto::message::BrokenReason;
 use crate::proto::primary::{GroupView, PrimaryCounters};
 use crate::proto::types::SetId;
 use crate::runtime::messages::{
-    LinkView, PrimarySnapshot, SecondaryCoordinatorView, SecondaryGroupView,
+    LinkView, PrimarySnapshot, RemoteCounters, SecondaryCoordinatorView, SecondaryGroupView,
 };
 use crate::runtime::plan::Start;
 use hdrhistogram::Histogram;
@@ -269,6 +269,7 @@ fn snapshot(shard: ShardId, role: Role, links: Vec<LinkView>) -> PollerSnapshot 
         volumes: Vec::new(),
         waiting: 0,
         waited: 0,
+        remote: RemoteCounters::default(),
         arena_bytes: (0, 1 << 20),
         primary: is_primary.then_some(primary),
         coordinator: (shard == ShardId::new(1, 0)).then(|| vec![coordinator]),

@@ -186,6 +186,7 @@ impl Poller {
             };
         }
         remote.peers[peer].serving[class] += 1;
+        remote.counters.answered += 1;
         volume.counters.reads += u64::from(wanted.kind == AskKind::Read);
         volume.counters.bytes_read += bytes as u64;
         Begun::Yes

@@ -68,6 +68,7 @@ impl Poller {
         if self.refusing {
             self.complete(command, SpdkStatus::ABORTED_SQ_DELETION.into());
         } else if self.net.is_lost(owner, self.now) {
+            self.remote.counters.given_up += 1;
             self.complete(command, NvmeStatus::ANA_TRANSITION);
         } else if !self.remote.peers[peer].waiting.is_empty() {
             self.wait_to_ask(peer, command);
@@ -93,6 +94,7 @@ impl Poller {
             return Err(command);
         }
         place.asked[class] += 1;
+        remote.counters.asked += 1;
         let id = remote.asks.insert(peer, class, command);
         self.say_ask(id, peer);
         Ok(())
@@ -198,8 +200,10 @@ impl Poller {
         for peer in 0..self.remote.peers.len() {
             let shard = self.remote.peers[peer].shard;
             if self.net.is_lost(shard, self.now) {
-                done += self.end_asks(peer, NvmeStatus::ANA_TRANSITION);
-                done += self.end_waiting_for(shard);
+                let ended = self.end_asks(peer, NvmeStatus::ANA_TRANSITION);
+                let ended = ended + self.end_waiting_for(shard);
+                self.remote.counters.given_up += ended;
+                done += ended;
             }
         }
         done

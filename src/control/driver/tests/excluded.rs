@@ -33,6 +33,8 @@ fn an_excluded_mover_is_degraded_and_says_which_volume_it_lost() {
     let events = bench.driver.events.since(0, 1000);
     let told = events.iter().find(|event| event.kind == "excluded").unwrap();
     assert_eq!((told.level, told.group.as_deref()), (EventLevel::Error, Some("bank")));
+    assert_eq!(bench.driver.take_paths(), [(VolumeId(1), PathState::Inaccessible)]);
+    assert!(bench.driver.take_paths().is_empty(), "hosts are told once");
     // It is no medium's error: nothing is void, nothing must be copied afresh for it.
     assert!(events.iter().all(|event| event.kind != "base-write-failed"));
     assert!(bench.status().groups[0].needs_resync.is_none());
