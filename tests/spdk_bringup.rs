@@ -25,9 +25,11 @@ fn independent_hosts_reach_tap_volumes_over_vfio_user_and_tcp() {
     assert!(site.subsystems.create_base("base0", &taken, &mut || site.poll()).is_err());
     let started = Instant::now();
     site.subsystem
-        .change_ana_state(std::slice::from_ref(&site.tcp), 1, AnaState::NonOptimized, &mut || {
-            site.poll()
-        })
+        .change_ana_states(
+            std::slice::from_ref(&site.tcp),
+            &[(1, AnaState::NonOptimized)],
+            &mut || site.poll(),
+        )
         .unwrap();
     println!("change of a path's state: {:?}", started.elapsed());
 

@@ -165,26 +165,27 @@ impl Hosts {
         Ok(subsystem)
     }
 
-    /// Tells hosts how good the path through this mover to `volume` is from now on. Those that are
+    /// Tells hosts how good the paths through this mover to `volumes` are from now on. Those that are
     /// connected learn it by an asynchronous event. With [`AnaState::Inaccessible`] SPDK refuses the
     /// volume's commands with that status; those that it handed on before are left to end.
     ///
     /// # Errors
-    /// [`HostsError`]; the state may have changed for some of the listeners.
-    pub fn set_state(
+    /// [`HostsError`]; some of the states may have changed.
+    pub fn set_states(
         &self,
-        volume: VolumeId,
-        state: AnaState,
+        volumes: &[(VolumeId, AnaState)],
         pump: Pump<'_>,
     ) -> Result<(), HostsError> {
         for offer in &self.offers {
-            let Some((_, nsid)) = offer.volumes.iter().find(|(id, _)| *id == volume) else {
+            let nsid = |id| offer.volumes.iter().find(|(known, _)| *known == id);
+            let states = volumes.iter().filter_map(|(id, state)| Some((nsid(*id)?.1, *state)));
+            let states: Vec<(u32, AnaState)> = states.collect();
+            if states.is_empty() {
                 continue;
-            };
-            let changed =
-                offer.subsystem.change_ana_state(&offer.addresses, *nsid, state, &mut *pump);
+            }
+            let changed = offer.subsystem.change_ana_states(&offer.addresses, &states, &mut *pump);
             changed.map_err(|source| HostsError {
-                what: format!("telling hosts of the path to {volume}"),
+                what: "telling hosts how good paths are".to_owned(),
                 source,
             })?;
         }

@@ -243,7 +243,7 @@ impl Machine {
                 driver.begin_stop(clock.now(), drain, name);
             }
             let step = driver.turn(clock.now());
-            self.tell_hosts(driver.take_paths());
+            self.tell_hosts(&driver.take_paths());
             match step {
                 Step::Run => {}
                 Step::CloseHosts => {
@@ -262,20 +262,24 @@ impl Machine {
     }
 
     /// Tells hosts of paths that are better or worse now.
-    fn tell_hosts(&self, paths: Vec<(VolumeId, PathState)>) {
+    fn tell_hosts(&self, paths: &[(VolumeId, PathState)]) {
+        let Some(hosts) = self.hosts.as_ref().filter(|_| !paths.is_empty()) else { return };
+        let states: Vec<(VolumeId, AnaState)> = paths
+            .iter()
+            .map(|(volume, state)| {
+                let state = match state {
+                    PathState::Optimized => AnaState::Optimized,
+                    PathState::NonOptimized => AnaState::NonOptimized,
+                    PathState::Inaccessible => AnaState::Inaccessible,
+                };
+                (*volume, state)
+            })
+            .collect();
         let pump = &mut || {
             self.app.poll(tsc_now());
         };
-        let Some(hosts) = &self.hosts else { return };
-        for (volume, state) in paths {
-            let state = match state {
-                PathState::Optimized => AnaState::Optimized,
-                PathState::NonOptimized => AnaState::NonOptimized,
-                PathState::Inaccessible => AnaState::Inaccessible,
-            };
-            if let Err(error) = hosts.set_state(volume, state, &mut *pump) {
-                tracing::error!(%volume, %error, "hosts were not told of a path");
-            }
+        if let Err(error) = hosts.set_states(&states, pump) {
+            tracing::error!(%error, "hosts do not know of all paths");
         }
     }
 

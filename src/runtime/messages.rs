@@ -91,6 +91,16 @@ pub enum FromPoller {
         /// What was noticed.
         state: PeerState,
     },
+    /// A shard that is responsible for volumes which hosts reach here has not been heard for so long
+    /// that their commands are refused; or it is heard again.
+    Lost {
+        /// The shard that noticed.
+        shard: ShardId,
+        /// The responsible one.
+        peer: ShardId,
+        /// Lost, or heard again.
+        lost: bool,
+    },
     /// A base refused a write because of another mover's reservation: this mover was excluded from
     /// it. The poller has stopped everything about the volume.
     Excluded {

@@ -36,6 +36,8 @@ use pool::Pool;
 #[derive(Debug)]
 struct Peer {
     shard: ShardId,
+    /// Hosts were told that they cannot reach its volumes by this way.
+    lost: bool,
     /// Asked of it and not answered, by class of memory.
     asked: [u32; 2],
     /// Commands that wait until less is asked of it.
@@ -76,6 +78,7 @@ impl Remote {
         };
         let peer = |shard| Peer {
             shard,
+            lost: false,
             asked: [0; 2],
             waiting: VecDeque::with_capacity(64),
             serving: [0; 2],

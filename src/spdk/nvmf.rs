@@ -443,24 +443,24 @@ impl Subsystem {
         check("spdk_nvmf_subsystem_remove_listener", rc)
     }
 
-    /// Changes the state of one ANA group's path through each of `addresses`;
+    /// Changes the states of ANA groups' paths through each of `addresses`;
     /// hosts are told by an asynchronous event. Pauses the subsystem's
     /// administration around it, I/O goes on.
     ///
     /// # Errors
-    /// [`Error::Errno`], [`Error::Timeout`]; addresses before the one that
-    /// failed have changed.
-    pub fn change_ana_state(
+    /// [`Error::Errno`], [`Error::Timeout`]; what came before the one that
+    /// failed has changed.
+    pub fn change_ana_states(
         &self,
         addresses: &[Address],
-        ana_group: u32,
-        state: AnaState,
+        groups: &[(u32, AnaState)],
         pump: Pump<'_>,
     ) -> Result<(), Error> {
         self.pause(0, &mut *pump)?;
-        let mut all = addresses.iter();
-        let changed =
-            all.try_for_each(|address| self.set_ana_state(address, ana_group, state, &mut *pump));
+        let mut all = addresses.iter().flat_map(|address| groups.iter().map(move |g| (address, g)));
+        let changed = all.try_for_each(|(address, (group, state))| {
+            self.set_ana_state(address, *group, *state, &mut *pump)
+        });
         self.resume(pump)?;
         changed
     }

@@ -30,6 +30,7 @@ impl Driver {
                     self.tell_movers(now);
                 }
                 FromPoller::Excluded { volume, at } => self.excluded(at, volume),
+                FromPoller::Lost { shard, peer, lost } => self.lost(now, shard, peer, lost),
                 FromPoller::Failed { shard, reason } => {
                     let reason = format!("poller {shard} has ended: {reason}");
                     if let Some(poller) = self.poller_mut(shard) {
@@ -137,6 +138,37 @@ impl Driver {
         let message = format!("volume {name}: {reason}");
         self.event(at, EventLevel::Error, "excluded", group.as_deref(), message);
         self.paths.push((volume, PathState::Inaccessible));
+    }
+
+    /// Whether hosts reach the volumes of `peer` through `shard`, the poller here that takes their
+    /// updates.
+    fn lost(&mut self, at: Nanos, shard: ShardId, peer: ShardId, lost: bool) {
+        let Some(poller) = self.plan.pollers.iter().find(|poller| poller.shard == shard) else {
+            return;
+        };
+        let volumes = poller.foreign.iter().map(|(g, v)| &self.mover.groups[*g].volumes[*v]);
+        let of_peer = volumes.filter(|v| self.plan.topology.owner_of(v) == Some(peer));
+        let state = if lost { PathState::Inaccessible } else { PathState::NonOptimized };
+        let before = self.paths.len();
+        self.paths.extend(of_peer.map(|volume| (VolumeId(volume.id), state)));
+        let (count, name) = (self.paths.len() - before, self.plan.topology.name(peer.mover));
+        if count == 0 {
+            return;
+        }
+        let name = name.map_or_else(|| peer.mover.to_string(), str::to_owned);
+        let (level, message) = match lost {
+            true => (
+                EventLevel::Warning,
+                format!(
+                    "hosts do not reach {count} volumes of {name} by this mover: it is not heard"
+                ),
+            ),
+            false => (
+                EventLevel::Info,
+                format!("hosts reach {count} volumes of {name} by this mover again"),
+            ),
+        };
+        self.event(at, level, "path", None, message);
     }
 
     pub(super) fn volume_name(&self, id: VolumeId) -> (Option<GroupId>, String) {

@@ -13,6 +13,7 @@ use crate::runtime::plan::Start;
 use hdrhistogram::Histogram;
 
 mod excluded;
+mod lost;
 mod stopping;
 
 const G: GroupId = GroupId(1);

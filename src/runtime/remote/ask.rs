@@ -1,6 +1,7 @@
 //! The asking side: a host's command waits here for what the responsible shard answers.
 
 use super::super::host::HostCommand;
+use super::super::messages::FromPoller;
 use super::super::poller::Poller;
 use super::Pool;
 use crate::proto::message::{AskKind, Message};
@@ -199,7 +200,11 @@ impl Poller {
         let mut done = 0;
         for peer in 0..self.remote.peers.len() {
             let shard = self.remote.peers[peer].shard;
-            if self.net.is_lost(shard, self.now) {
+            let lost = self.net.is_lost(shard, self.now);
+            if std::mem::replace(&mut self.remote.peers[peer].lost, lost) != lost {
+                self.tell(FromPoller::Lost { shard: self.me, peer: shard, lost });
+            }
+            if lost {
                 let ended = self.end_asks(peer, NvmeStatus::ANA_TRANSITION);
                 let ended = ended + self.end_waiting_for(shard);
                 self.remote.counters.given_up += ended;
