@@ -59,6 +59,12 @@ fn volumes_at_a_storage_server_that_fences_its_namespaces() {
 }
 
 #[test]
+fn both_sites_agree_in_an_etcd_of_their_own() {
+    let report = passes("--seconds 4 --store etcd --base array --primary 2 --secondary 1");
+    assert!(report["warnings"].as_array().is_some());
+}
+
+#[test]
 fn movers_with_two_pollers_each_replicate_over_the_links_of_every_pair() {
     let report = passes("--seconds 5 --pollers 2 --check-every 1s");
     assert!(report["sets_applied"].as_u64() >= Some(10), "{}", report["sets_applied"]);

@@ -65,6 +65,7 @@ impl ControlPlane for Fake {
                 coordinator: Some("p1".into()),
                 degraded: self.degraded.clone(),
                 warnings: vec![format!("{}.toml:1:1: warning: one copy", self.name)],
+                cluster: ClusterInfo::default(),
                 groups: vec![self.group()],
             }),
             Request::GroupList => Response::Groups(vec![self.group()]),

@@ -60,6 +60,8 @@ pub(super) fn status(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
         out.json(&statuses)?;
     } else {
         out.table("", MOVER_HEAD, statuses.iter().map(mover_row).collect())?;
+        let stores = statuses.iter().map(store_row).collect();
+        out.table("", STORE_HEAD, stores)?;
         out.table("", GROUP_HEAD, statuses.iter().flat_map(group_rows).collect())?;
         for warning in warnings(&statuses) {
             out.line(&format!("warning: {warning}"))?;
@@ -88,6 +90,32 @@ fn mover_row(status: &Status) -> Vec<Cell> {
         number(status.epoch),
         number(status.map_version),
         maybe(status.coordinator.as_ref(), String::clone),
+    ]
+}
+
+const STORE_HEAD: &[&str] =
+    &["mover", "cluster store", "answers", "leader", "lease left", "alive", "record", "excluded"];
+
+fn store_row(status: &Status) -> Vec<Cell> {
+    let cluster = &status.cluster;
+    let since = cluster.unavailable_since_unix_ms.map(|since| ago(since, now_unix_ms()));
+    let answers = match &since {
+        Some(since) if !cluster.available => format!("no, since {since}"),
+        _ => yes_no(cluster.available).to_owned(),
+    };
+    let record = cluster.record.as_ref();
+    vec![
+        text(&status.mover),
+        text(&cluster.store),
+        verdict(answers, cluster.available),
+        maybe(cluster.leader.as_ref(), String::clone),
+        maybe(cluster.lease_remaining_ms, |ms| duration_ns(ms.saturating_mul(1_000_000))),
+        text(cluster.alive.join(", ")),
+        maybe(record, |record| format!("epoch {}, map {}", record.epoch, record.map_version)),
+        maybe(record, |record| {
+            let names: Vec<&str> = record.excluded.iter().map(|e| e.mover.as_str()).collect();
+            if names.is_empty() { "-".to_owned() } else { names.join(", ") }
+        }),
     ]
 }
 

@@ -42,7 +42,7 @@ pub fn cross_check(files: &[Loaded]) -> Vec<Fault> {
     faults
 }
 
-/// What must be the same in all files.
+/// What must be the same in all files, or in all of a site.
 fn same_definitions(first: &Loaded, file: &Loaded, faults: &mut Vec<Fault>) {
     let mut differs = |key: &str, what: &str| {
         let found = format!("{what} that differs from {}", first.source.file);
@@ -51,6 +51,9 @@ fn same_definitions(first: &Loaded, file: &Loaded, faults: &mut Vec<Fault>) {
     let (a, b) = (&first.mover, &file.mover);
     if a.link != b.link {
         differs("link", "a [link]");
+    }
+    if a.mover.role == b.mover.role && a.cluster != b.cluster {
+        differs("cluster", "a [cluster]");
     }
     if a.groups.len() != b.groups.len() {
         return differs("group", "a number of groups");

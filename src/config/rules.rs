@@ -130,6 +130,18 @@ pub(super) fn pci_address() -> Rule<String> {
     })
 }
 
+/// Where an etcd server answers clients, `http://HOST:PORT`.
+pub(super) fn endpoint() -> Rule<String> {
+    let allowed = "an etcd client address like \"http://10.0.0.1:2379\" (https is not supported)";
+    Rule::new(allowed, |value| {
+        let text = value.as_str()?;
+        let (host, port) = text.strip_prefix("http://")?.rsplit_once(':')?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
+        let fits = !host.is_empty() && host.bytes().all(plain);
+        (fits && port.parse::<u16>().is_ok_and(|port| port > 0)).then(|| text.to_owned())
+    })
+}
+
 /// An NVMe qualified name of the `nqn.yyyy-mm.domain:name` form (NVM Express Base Specification
 /// 2.0, section 4.5), as SPDK demands it.
 pub(super) fn nqn() -> Rule<String> {
@@ -181,12 +193,12 @@ pub(super) fn memif_role() -> Rule<MemifRole> {
     one_of(&[("server", MemifRole::Server), ("client", MemifRole::Client)])
 }
 
-/// How a file is read and written.
 /// Yes or no.
 pub(super) fn boolean() -> Rule<bool> {
     Rule::new("true or false", |value| value.as_bool())
 }
 
+/// How a file is read and written.
 pub(super) fn engine() -> Rule<FileEngine> {
     one_of(&[("aio", FileEngine::Aio), ("uring", FileEngine::Uring)])
 }

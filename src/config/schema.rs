@@ -21,6 +21,7 @@ pub(super) fn read(doc: &Doc, table: &DeTable<'_>) -> Mover {
     let mut root = Section::root(doc, table);
     let mover = identity(root.must_table("mover"));
     let api = api(root.table("api"), &mover);
+    let cluster = cluster(root.table("cluster"));
     let link = link(root.table("link"));
     let journal = journal(root.table("journal"));
     let ports = root.tables("port").into_iter().map(port).collect();
@@ -28,7 +29,7 @@ pub(super) fn read(doc: &Doc, table: &DeTable<'_>) -> Mover {
     let listeners = root.tables("listener").into_iter().filter_map(listener).collect();
     let groups = root.tables("group").into_iter().map(group).collect();
     root.finish();
-    Mover { mover, api, link, journal, ports, peers, listeners, groups }
+    Mover { mover, api, cluster, link, journal, ports, peers, listeners, groups }
 }
 
 /// Stands for a poller that the file leaves open.
@@ -94,6 +95,22 @@ fn api(mut s: Section<'_>, mover: &Identity) -> Api {
     };
     s.finish();
     api
+}
+
+fn cluster(mut s: Section<'_>) -> Cluster {
+    let usual = Cluster::default();
+    let cluster = Cluster {
+        store: s.or(
+            "store",
+            usual.store,
+            one_of(&[("embedded", ClusterStoreKind::Embedded), ("etcd", ClusterStoreKind::Etcd)]),
+        ),
+        endpoints: s.list("endpoints", endpoint()).unwrap_or_default(),
+        lease_ms: s.or("lease_ms", usual.lease_ms, int(2_000..=60_000)),
+        request_ms_max: s.or("request_ms_max", usual.request_ms_max, int(50..=10_000)),
+    };
+    s.finish();
+    cluster
 }
 
 fn link(mut s: Section<'_>) -> Link {

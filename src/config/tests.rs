@@ -233,3 +233,41 @@ fn files_that_disagree_are_told_apart() {
         assert!(said.contains(expected), "{expected:?} not in:\n{said}");
     }
 }
+
+#[test]
+fn a_cluster_store_is_one_that_can_be_had() {
+    let cluster = |keys: &str| format!("[cluster]\n{keys}\n{}", lab());
+    assert_eq!(parse(&lab()).unwrap().mover.cluster, Cluster::default());
+    let etcd = "store = \"etcd\"\nendpoints = [\"http://10.0.0.1:2379\", \"http://etcd-2:2379\"]";
+    let loaded = parse(&cluster(etcd)).unwrap().mover.cluster;
+    assert_eq!((loaded.store, loaded.endpoints.len()), (ClusterStoreKind::Etcd, 2));
+    for (keys, found) in [
+        ("store = \"etcd\"", "cluster.endpoints"),
+        ("endpoints = [\"http://10.0.0.1:2379\"]", "none, unless store = \"etcd\""),
+        ("store = \"etcd\"\nendpoints = [\"https://10.0.0.1:2379\"]", "https is not supported"),
+        ("lease_ms = 2500", "etcd counts seconds"),
+        ("request_ms_max = 1500", "a third of lease_ms"),
+    ] {
+        let text = faults(&cluster(keys));
+        assert!(text.contains(found), "{keys}: {text}");
+    }
+}
+
+#[test]
+fn which_disks_movers_share_is_known_or_said() {
+    let shared = |base: &str| {
+        let from = "base = { kind = \"file\", path = \"/dev/shm/setline/primary-ledger.img\" }";
+        parse(&with(from, base)).unwrap().mover.groups[0].volumes[0].base.shared()
+    };
+    assert!(!shared("base = { kind = \"file\", path = \"/a.img\" }"));
+    assert!(shared("base = { kind = \"file\", path = \"/a.img\", shared = true }"));
+    let remote = "kind = \"nvme-tcp\", address = \"10.0.0.9\", nqn = \"nqn.2026-11.io.setline:a\"";
+    assert!(shared(&format!("base = {{ {remote} }}")));
+    assert!(
+        faults(&with(
+            "kind = \"file\", path = \"/dev/shm/setline/primary-ledger.img\"",
+            &format!("{remote}, shared = false")
+        ))
+        .contains("shared")
+    );
+}

@@ -16,6 +16,8 @@ pub struct Mover {
     pub mover: Identity,
     /// Where it answers operators.
     pub api: Api,
+    /// `[cluster]`.
+    pub cluster: Cluster,
     /// How its links to other movers behave.
     pub link: Link,
     /// Where received sets are kept before they are applied; there at the secondary site.
@@ -150,6 +152,42 @@ pub struct Link {
     pub heartbeat_ms: u32,
     /// Silence after which a peer counts as gone, milliseconds.
     pub silence_ms_max: u32,
+}
+
+/// `[cluster]`: where the movers of a site agree who is a member and who is responsible. The same
+/// at all movers of a site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cluster {
+    /// What kind of store it is.
+    pub store: ClusterStoreKind,
+    /// Where etcd's servers answer clients, `http://HOST:PORT`; none without etcd.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    /// How long a mover that is not heard by etcd counts as alive, milliseconds; whole seconds.
+    pub lease_ms: u32,
+    /// How long one request to etcd may take, milliseconds.
+    pub request_ms_max: u32,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            store: ClusterStoreKind::Embedded,
+            endpoints: Vec::new(),
+            lease_ms: 3_000,
+            request_ms_max: 800,
+        }
+    }
+}
+
+/// What keeps a site's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClusterStoreKind {
+    /// A file of the mover's own: a site of one mover, or one whose membership never changes.
+    Embedded,
+    /// etcd.
+    Etcd,
 }
 
 /// `[journal]`: where the secondary keeps sets before it applies them.

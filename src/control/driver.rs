@@ -15,6 +15,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::board::Board;
+use super::cluster::part::Part;
 use super::events::Events;
 use super::judge::{Evidence, Verdict, broken_words};
 use super::model::{
@@ -70,6 +71,8 @@ pub struct Setup {
     pub reports: Receiver<FromPoller>,
     /// How the open bases are kept from other movers.
     pub fencing: BTreeMap<VolumeId, Fencing>,
+    /// The mover's part in its site's store.
+    pub cluster: Part,
 }
 
 /// What the control thread is to do after a turn.
@@ -157,6 +160,7 @@ pub struct Driver {
     pub(super) fencing: BTreeMap<VolumeId, Fencing>,
     /// What hosts are to be told of paths.
     pub(super) paths: Vec<(VolumeId, PathState)>,
+    cluster: Part,
     to_pollers: Vec<Sender<ToPoller>>,
     outbox: VecDeque<(usize, ToPoller)>,
     reports: Receiver<FromPoller>,
@@ -216,6 +220,7 @@ impl Driver {
             movers: BTreeMap::new(),
             serving: false,
             fencing: setup.fencing,
+            cluster: setup.cluster,
             to_pollers: setup.pollers,
             outbox: VecDeque::new(),
             reports: setup.reports,
@@ -269,6 +274,7 @@ impl Driver {
             return Step::Ended(outcome.clone());
         }
         self.flush_outbox();
+        self.take_cluster(now);
         self.take_reports(now);
         self.take_round(now);
         self.take_calls(now);
@@ -290,6 +296,24 @@ impl Driver {
         self.turn_stop(now)
     }
 
+    /// Takes what happened at the cluster store.
+    fn take_cluster(&mut self, now: Nanos) {
+        let unix_ms = self.board.unix_ms(now);
+        for told in self.cluster.turn(unix_ms) {
+            self.event(now, told.level, told.kind, None, told.message);
+        }
+        match self.cluster.fault(unix_ms) {
+            Some(fault) => self.faults.insert("cluster", fault),
+            None => self.faults.remove("cluster"),
+        };
+    }
+
+    /// The mover ends: its part in the site's store, to be left when nothing of it is under way.
+    #[must_use]
+    pub fn into_cluster(self) -> Part {
+        self.cluster
+    }
+
     /// What answers are made from, now.
     #[must_use]
     pub(super) fn view<'a>(&'a self, now: Nanos, faults: &'a [String]) -> View<'a> {
@@ -300,6 +324,7 @@ impl Driver {
             warnings: &self.warnings,
             faults,
             fencing: &self.fencing,
+            cluster: &self.cluster,
             serving: self.serving,
         }
     }

@@ -63,6 +63,11 @@ impl View<'_> {
         list.add("uptime_seconds", &[], status.uptime_ms as f64 / 1e3);
         list.count("ready", &[], u64::from(status.ready));
         list.count("degraded", &[], status.degraded.len() as u64);
+        list.count("cluster_store_up", &[], u64::from(status.cluster.available));
+        list.count("cluster_leader", &[], u64::from(status.cluster.leads));
+        if let Some(ms) = status.cluster.lease_remaining_ms {
+            list.add("cluster_lease_seconds", &[], ms as f64 / 1e3);
+        }
         self.pollers(&mut list);
         self.group_metrics(&mut list);
         self.volume_metrics(&mut list);

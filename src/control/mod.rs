@@ -4,13 +4,15 @@
 //! if configured), [`client`] is the other end. [`driver`] answers: it is the control thread's work,
 //! fed by the pollers' reports ([`board`], [`history`], [`events`]), which [`judge`] turns into the
 //! groups' states and [`status`] and `metrics` into answers. [`store`] keeps what must survive the
-//! process, [`boot`] says what a start makes of it, [`stop`] how a mover ends. The data path knows
+//! process, [`boot`] says what a start makes of it, [`stop`] how a mover ends. [`cluster`] is where the movers
+//! of a site agree. The data path knows
 //! nothing of this.
 
 pub mod api;
 pub mod board;
 pub mod boot;
 pub mod client;
+pub mod cluster;
 pub mod driver;
 pub mod events;
 pub mod history;

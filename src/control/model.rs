@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
 
+mod cluster;
 mod error;
 mod group;
 mod movers;
 mod sets;
 
+pub use cluster::*;
 pub use error::{ApiError, ErrorCode, ExitCode};
 pub use group::*;
 pub use movers::*;
@@ -172,6 +174,9 @@ pub struct Status {
     pub degraded: Vec<String>,
     /// What the configuration promises less than one may think.
     pub warnings: Vec<String>,
+    /// Its site's store.
+    #[serde(default)]
+    pub cluster: ClusterInfo,
     /// Its groups.
     pub groups: Vec<GroupStatus>,
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::board::{GroupBoard, PollerBoard};
+use super::cluster::part::Part;
 use super::history::SetRecord;
 use super::judge::{Evidence, Verdict, broken_words};
 use super::model::{
@@ -43,6 +44,8 @@ pub struct View<'a> {
     pub faults: &'a [String],
     /// How each volume's base is kept from other movers, of those that are open here.
     pub fencing: &'a BTreeMap<VolumeId, Fencing>,
+    /// The mover's part in its site's store.
+    pub cluster: &'a Part,
     /// Devices are open and hosts can connect.
     pub serving: bool,
 }
@@ -68,6 +71,7 @@ impl View<'_> {
             coordinator: self.coordinator(me.role),
             degraded,
             warnings: self.warnings.to_vec(),
+            cluster: self.cluster.info(),
             groups: self.groups(),
         }
     }

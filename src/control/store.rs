@@ -14,8 +14,8 @@
 //!   however often the mover is restarted (invariant 10).
 //!
 //! Nothing here is on the path of an update. Owned by the control thread; every call that changes
-//! something returns after it is on disk. It is not the cluster's store: movers of one site
-//! agree through their configuration files while membership is fixed.
+//! something returns after it is on disk. Where the movers of a site agree is another store:
+//! [`super::cluster`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -30,6 +30,7 @@ fn status() -> Status {
         coordinator: None,
         degraded: vec![],
         warnings: vec![],
+        cluster: ClusterInfo::default(),
         groups: vec![],
     }
 }

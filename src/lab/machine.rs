@@ -12,7 +12,7 @@ use super::service::PlannedService;
 use crate::cli::bytes;
 
 /// Ports that a lab's services may need.
-const LAB_PORTS: u16 = 1;
+const LAB_PORTS: u16 = 5;
 /// Hugepage memory that the NVMe client takes, MiB.
 const CLIENT_HUGEPAGE_MIB: u64 = 256;
 /// Where hugepages show as files.

@@ -8,6 +8,7 @@
 
 pub mod array;
 pub mod cluster;
+pub mod etcd;
 pub mod faults;
 pub mod interrupt;
 pub mod machine;

@@ -55,6 +55,9 @@ pub struct Shape {
     /// Where volumes lie.
     #[arg(long, value_enum, default_value_t = Base::File)]
     pub base: Base,
+    /// Where the movers of a site agree.
+    #[arg(long, value_enum, default_value_t = Store::Embedded)]
+    pub store: Store,
     /// How files are read and written.
     #[arg(long, value_enum, default_value_t = Engine::Aio)]
     pub engine: Engine,
@@ -181,6 +184,16 @@ pub enum Base {
     Malloc,
     /// At a storage server that all movers reach over NVMe/TCP, with reservations; files there.
     Array,
+}
+
+/// Where the movers of a site agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Store {
+    /// A file of each mover's: the membership never changes.
+    Embedded,
+    /// An etcd for each site.
+    Etcd,
 }
 
 /// How files are read and written.

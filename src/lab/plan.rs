@@ -1,14 +1,15 @@
 //! What a lab will consist of: configurations, files, namespaces, addresses. Nothing is made yet.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::array::{Array, Subsystem};
 use super::options::{Base, Engine, IdlePolicy, Network, Shape, Transport, VethDriver};
-use super::service::{Kind, PlannedService};
+use super::service::PlannedService;
 use crate::config::*;
+
+mod services;
 
 /// Name of the lab's only group.
 pub const GROUP: &str = "lab";
@@ -222,10 +223,7 @@ struct Who {
 
 impl Who {
     fn site(&self) -> String {
-        match self.role {
-            Role::Primary => "here".to_owned(),
-            Role::Secondary => "there".to_owned(),
-        }
+        site_name(self.role).to_owned()
     }
 }
 
@@ -257,51 +255,6 @@ impl Builder<'_> {
 
     fn file(&self, path: PathBuf) -> Disk {
         Disk::File { path, engine: self.engine(), shared: false }
-    }
-
-    /// Where the storage server of `--base array` listens: in the hub's namespace, if there are any.
-    fn array_address(&self) -> SocketAddr {
-        match self.shape.network {
-            Network::Memif => (Ipv4Addr::LOCALHOST, self.machine.lab_ports[0]).into(),
-            Network::Veth => (HUB_HOST_IP, NVME_TCP_PORT).into(),
-        }
-    }
-
-    fn remote(&self, site: Role, index: usize) -> Disk {
-        let address = self.array_address();
-        Disk::NvmeTcp {
-            address: address.ip(),
-            port: address.port(),
-            nqn: array_nqn(site).to_owned(),
-            nsid: index as u32 + 1,
-        }
-    }
-
-    fn services(&self, volumes: &[PlannedVolume]) -> Vec<PlannedService> {
-        if self.shape.base != Base::Array {
-            return Vec::new();
-        }
-        let directory = self.directory.join("array");
-        let subsystem = |site, file: &dyn Fn(&PlannedVolume) -> PathBuf| Subsystem {
-            nqn: array_nqn(site).to_owned(),
-            namespaces: volumes.iter().map(|v| (file(v), self.shape.block_bytes)).collect(),
-        };
-        let array = Array {
-            address: self.array_address(),
-            subsystems: vec![
-                subsystem(Role::Primary, &|v| self.image("primary", &v.name)),
-                subsystem(Role::Secondary, &|v| v.secondary.clone()),
-            ],
-            file: directory.join("array.json"),
-            socket: directory.join("array.sock"),
-        };
-        let core = self.machine.cores.last().copied().unwrap_or(0);
-        vec![PlannedService {
-            name: "array".to_owned(),
-            kind: Kind::Array(array, core),
-            namespace: (self.shape.network == Network::Veth).then(|| self.hub()),
-            log: self.directory.join("log").join("array.log"),
-        }]
     }
 
     fn hub(&self) -> String {
@@ -366,6 +319,7 @@ impl Builder<'_> {
                 run_dir: run_dir.clone(),
             },
             api: Api { socket: run_dir.join("api.sock"), listen: None },
+            cluster: self.cluster(me.role),
             link: Link {
                 udp_port: 4821,
                 // Movers that share cores are late by scheduler slices, not by loss.
@@ -556,11 +510,10 @@ impl Builder<'_> {
     }
 }
 
-/// The storage server's subsystem for one site.
-fn array_nqn(site: Role) -> &'static str {
+fn site_name(site: Role) -> &'static str {
     match site {
-        Role::Primary => "nqn.2026-11.io.setline:array-here",
-        Role::Secondary => "nqn.2026-11.io.setline:array-there",
+        Role::Primary => "here",
+        Role::Secondary => "there",
     }
 }
 

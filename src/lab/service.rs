@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::LabError;
 use super::array::{self, Array};
 use super::cluster::Cluster;
+use super::etcd::{self, Etcd};
 use super::interrupt::Interrupt;
 use super::process::{Process, Start};
 use super::site::SiteService;
@@ -35,6 +36,8 @@ pub struct PlannedService {
 pub enum Kind {
     /// A storage server, on this core.
     Array(Array, u16),
+    /// The cluster store of one site.
+    Etcd(Etcd),
 }
 
 impl PlannedService {
@@ -43,6 +46,7 @@ impl PlannedService {
     pub fn file(&self) -> Option<(&Path, String)> {
         match &self.kind {
             Kind::Array(array, _) => Some((&array.file, array.config().to_string())),
+            Kind::Etcd(_) => None,
         }
     }
 
@@ -51,24 +55,29 @@ impl PlannedService {
     pub fn hugepage_mib(&self) -> u64 {
         match &self.kind {
             Kind::Array(..) => array::HUGEPAGE_MIB,
+            Kind::Etcd(_) => 0,
         }
     }
 
     fn program(&self) -> Result<PathBuf, LabError> {
         match &self.kind {
             Kind::Array(..) => array::program(),
+            Kind::Etcd(_) => etcd::program(),
         }
     }
 
     fn arguments(&self) -> Vec<String> {
         match &self.kind {
             Kind::Array(array, core) => array.arguments(*core),
+            Kind::Etcd(etcd) => etcd.arguments(),
         }
     }
 
     fn is_ready(&self) -> bool {
         match &self.kind {
             Kind::Array(array, _) => array.is_ready(),
+            // In a namespace it cannot be asked from here; movers wait for it anyhow.
+            Kind::Etcd(etcd) => self.namespace.is_some() || etcd.is_ready(),
         }
     }
 }
@@ -78,7 +87,7 @@ impl Cluster {
     ///
     /// # Errors
     /// One that ends, or is not ready in time.
-    pub(super) fn start_services(&mut self, interrupt: &Interrupt) -> Result<(), LabError> {
+    pub fn start_services(&mut self, interrupt: &Interrupt) -> Result<(), LabError> {
         for service in self.plan.services.clone() {
             if self.processes.contains_key(&service.name) {
                 continue;
@@ -113,13 +122,20 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops all of it; the movers have ended.
+    /// Stops all of it; the movers have ended. How others' programs say that they were stopped (etcd
+    /// by the signal itself) is not judged.
     ///
     /// # Errors
-    /// One that did not end well.
+    /// One that had to be killed.
     pub(super) fn stop_services(&mut self) -> Result<(), LabError> {
         let names = self.plan.services.iter().map(|service| service.name.clone());
         let ending = names.filter_map(|name| self.processes.remove(&name)).collect::<Vec<_>>();
-        ending.into_iter().try_for_each(|mut process| process.stop(STOP_MAX))
+        ending.into_iter().try_for_each(|mut process| {
+            process.signal(rustix::process::Signal::TERM);
+            match process.wait(STOP_MAX) {
+                Some(_) => Ok(()),
+                None => process.has_stopped(Duration::ZERO),
+            }
+        })
     }
 }

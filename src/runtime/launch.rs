@@ -29,6 +29,7 @@ use super::volumes::{VolumeError, Volumes};
 use crate::config::{Disk, Idle, Loaded, LogLevel, Mover, Numbering, PortKind, Role};
 use crate::control::api::{ServeError, Server};
 use crate::control::boot;
+use crate::control::cluster::part::{Part, PartError};
 use crate::control::driver::{Driver, PathState, Setup, Step};
 use crate::control::stop::Outcome;
 use crate::control::store::{StoreError, StoreIdentity};
@@ -85,6 +86,9 @@ pub enum LaunchError {
         /// What to do.
         advice: String,
     },
+    /// The site's store.
+    #[error(transparent)]
+    Cluster(#[from] PartError),
     /// A block device.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -138,6 +142,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
     let env = ManuallyDrop::new(environment(&mover)?);
     let clock = Clock::with_hz(tsc_hz());
     let offset_ns = clock.unix_offset_ns();
+    let cluster = Part::start(&mover, boot.incarnation, unix_ms(), FORMER_ENDS_MAX)?;
     let start = boot::resolve(&mover, &mut boot, &mut store, unix_ms(), offset_ns)?;
     let plan = Arc::new(Plan::new(&mover, &start)?);
     let app = Thread::create("control").map_err(|source| spdk("SPDK's app thread", source, ""))?;
@@ -202,6 +207,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         pollers: to_pollers,
         reports: from_pollers,
         fencing: volumes.fencing(),
+        cluster,
     });
     let server = Server::start(&mover.api, Arc::new(control))?;
     let mut machine = Machine { env, app, subsystems, volumes, hosts, network, pollers };
@@ -210,8 +216,10 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
     ready(&mover);
     let outcome = machine.control(&clock, &mut driver, &mut signals);
     server.stop();
-    drop(driver);
-    machine.end(&outcome);
+    let cluster = driver.into_cluster();
+    if machine.end(&outcome) {
+        cluster.leave();
+    }
     Ok(outcome)
 }
 
@@ -283,13 +291,14 @@ impl Machine {
         }
     }
 
-    /// Takes everything down. With a poller that did not end that cannot be done in order.
-    fn end(self, outcome: &Outcome) {
+    /// Takes everything down. With a poller that did not end that cannot be done in order; whether it
+    /// was.
+    fn end(self, outcome: &Outcome) -> bool {
         let stuck = self.pollers.iter().any(|poller| !poller.is_finished());
         if stuck || matches!(outcome, Outcome::Failed { .. }) {
             tracing::warn!("the process ends without taking its devices down");
             std::mem::forget(self);
-            return;
+            return false;
         }
         let Self { env, app, subsystems, volumes, hosts, network, pollers } = self;
         pollers.into_iter().for_each(RunningPoller::join);
@@ -308,6 +317,7 @@ impl Machine {
             tracing::warn!(%error, "SPDK's app thread did not end");
         }
         drop(ManuallyDrop::into_inner(env));
+        true
     }
 }
 

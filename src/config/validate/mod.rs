@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::limits::*;
 use super::reader::Doc;
-use super::types::{Listener, Mover, Role};
+use super::types::{ClusterStoreKind, Listener, Mover, Role};
 
 /// Judges a completed configuration.
 pub(super) fn check(doc: &Doc, mover: &Mover) {
@@ -20,6 +20,7 @@ pub(super) fn check(doc: &Doc, mover: &Mover) {
     members(doc, mover);
     listeners(doc, mover);
     journal(doc, mover);
+    cluster(doc, mover);
     network::check(doc, mover);
     groups::check(doc, mover);
 }
@@ -37,6 +38,29 @@ fn unique<T: Ord>(doc: &Doc, what: &str, values: impl IntoIterator<Item = (Strin
         } else {
             first.insert(value, key);
         }
+    }
+}
+
+fn cluster(doc: &Doc, mover: &Mover) {
+    let cluster = &mover.cluster;
+    let etcd = cluster.store == ClusterStoreKind::Etcd;
+    if doc.sound(&["cluster.endpoints", "cluster.store"]) && etcd == cluster.endpoints.is_empty() {
+        let (found, allowed) = match etcd {
+            true => ("nothing", "at least one address of an etcd server, with store = \"etcd\""),
+            false => ("addresses of etcd", "none, unless store = \"etcd\""),
+        };
+        doc.error("cluster.endpoints", found, allowed);
+    }
+    if doc.sound(&["cluster.lease_ms"]) && !cluster.lease_ms.is_multiple_of(1000) {
+        let found = cluster.lease_ms.to_string();
+        doc.error("cluster.lease_ms", found, "a multiple of 1000: etcd counts seconds");
+    }
+    // A keep-alive that is late must leave time for another.
+    let limit = cluster.lease_ms / 3;
+    if doc.sound(&["cluster.lease_ms", "cluster.request_ms_max"]) && cluster.request_ms_max > limit
+    {
+        let allowed = format!("at most {limit}, a third of lease_ms");
+        doc.error("cluster.request_ms_max", cluster.request_ms_max.to_string(), allowed);
     }
 }
 

@@ -68,13 +68,15 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(mover: Mover) -> Self {
+    fn new(mut mover: Mover) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.redb");
+        mover.mover.store.clone_from(&path);
         let me = &mover.mover;
         let identity = StoreIdentity { site: me.site.clone(), mover: me.name.clone(), id: me.id };
         let (mut store, boot) = Store::open(&path, &identity, 1).unwrap();
         store.begin_serving(&[], 1).unwrap();
+        let cluster = Part::start(&mover, 1, 1, Duration::ZERO).unwrap();
         let plan = Arc::new(Plan::new(&mover, &Start::default()).unwrap());
         let shard = plan.pollers[0].shard;
         let links: Vec<LinkView> = plan.pollers[0].links.iter().map(|link| up(link.peer)).collect();
@@ -91,6 +93,7 @@ impl Bench {
             pollers: vec![to],
             reports: from,
             fencing: BTreeMap::new(),
+            cluster,
         });
         let mut bench = Self {
             driver,

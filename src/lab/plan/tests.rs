@@ -15,7 +15,7 @@ fn machine() -> Machine {
     Machine {
         cores: vec![0, 1],
         tcp_ports: (5000..5016).collect(),
-        lab_ports: vec![6000],
+        lab_ports: (6000..6005).collect(),
         tag: "0badf0".into(),
     }
 }
@@ -47,7 +47,8 @@ fn every_shape_makes_configurations_that_agree() {
         "--primary 2 --secondary 3 --pollers 2 --arena-mib 128",
         "--network veth",
         "--network veth --veth-driver af-packet --transport tcp --pollers 2 --arena-mib 128",
-        "--base array",
+        "--base array --store etcd",
+        "--network veth --store etcd",
         "--base array --network veth --block-bytes 512",
         "--transport tcp --base malloc --block-bytes 512 --engine uring --idle spin",
         "--primary 16 --secondary 16 --arena-mib 512 --volumes 64 --copies 16",

@@ -1,0 +1,55 @@
+//! What a mover says of its site's cluster store.
+
+use serde::{Deserialize, Serialize};
+
+/// The site's store as this mover sees it (P4).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    /// Its kind: `embedded` or `etcd`.
+    pub store: String,
+    /// Where it is; empty for a file.
+    pub endpoints: Vec<String>,
+    /// Whether it answers.
+    pub available: bool,
+    /// Since when it does not.
+    pub unavailable_since_unix_ms: Option<u64>,
+    /// Why it does not, or why its record cannot be used.
+    pub reason: Option<String>,
+    /// Name of the mover that leads the site.
+    pub leader: Option<String>,
+    /// This mover leads, and its lease holds.
+    pub leads: bool,
+    /// How long this mover counts as alive if it is not heard any more; 0 without a lease, none where
+    /// there is nothing to run out.
+    pub lease_remaining_ms: Option<u64>,
+    /// Names of the movers that the store counts as alive.
+    pub alive: Vec<String>,
+    /// The record; none while it is not known.
+    pub record: Option<ClusterRecord>,
+}
+
+/// What the site has agreed on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// Its version in the store.
+    pub revision: u64,
+    /// The membership epoch.
+    pub epoch: u32,
+    /// Version of the volume map.
+    pub map_version: u32,
+    /// Names of the members.
+    pub members: Vec<String>,
+    /// Movers that were excluded.
+    pub excluded: Vec<ExcludedInfo>,
+}
+
+/// An excluded mover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExcludedInfo {
+    /// Its name.
+    pub mover: String,
+    /// Since when.
+    pub since_unix_ms: u64,
+    /// Why.
+    pub reason: String,
+}
