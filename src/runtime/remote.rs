@@ -32,6 +32,10 @@ use answer::{Answers, Wanted};
 use ask::Asks;
 use pool::Pool;
 
+/// Commands that are asked of others, and answered, at once: as many as there is memory for, and a
+/// few flushes.
+const EXPECTED: usize = 320;
+
 /// What is under way with one shard of another mover of this site.
 #[derive(Debug)]
 struct Peer {
@@ -89,8 +93,8 @@ impl Remote {
             incoming: Pool::new(arena, limits, count)?,
             outgoing: Pool::new(arena, limits, count)?,
             peers: peers.into_iter().map(peer).collect(),
-            asks: Asks::default(),
-            answers: Answers::default(),
+            asks: Asks::new(EXPECTED),
+            answers: Answers::new(EXPECTED),
             counters: RemoteCounters::default(),
             idle_work: 0,
             look_at: now,

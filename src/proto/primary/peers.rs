@@ -158,6 +158,19 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_serves_copies_forwards_or_both() {
+        for (is_target, forwards, copies, forwarded) in
+            [(true, true, 500, 500), (true, false, 1000, 0), (false, true, 0, 1000)]
+        {
+            let mut peer = Mirror { is_target, ..mirror(0, true) };
+            peer.granted(1000, forwards);
+            assert_eq!((peer.budget_bytes, peer.forward_budget_bytes), (copies, forwarded));
+            assert_eq!(peer.takes(400, 8), is_target);
+            assert_eq!(peer.takes_forward(400, 8), forwards);
+        }
+    }
+
+    #[test]
     fn partner_goes_on_to_the_next_when_the_partner_cannot() {
         let mirrors = [mirror(0, true), mirror(995, true), mirror(500, true)];
         assert_eq!(choose(&mirrors, 1, 0, Some(1), 10, 8), Some(0b100));

@@ -51,13 +51,18 @@ struct Answer {
 }
 
 /// The answers under way, by slot.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Answers {
     slots: Vec<Option<Answer>>,
     free: Vec<u32>,
 }
 
 impl Answers {
+    /// For about `expected` at once; more are taken, at the price of an allocation.
+    pub(super) fn new(expected: usize) -> Self {
+        Self { slots: Vec::with_capacity(expected), free: Vec::with_capacity(expected) }
+    }
+
     fn insert(&mut self, answer: Answer) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);

@@ -26,7 +26,7 @@ struct Ask {
 }
 
 /// The asks under way, by slot.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Asks {
     slots: Vec<Option<Ask>>,
     free: Vec<u32>,
@@ -35,6 +35,11 @@ pub(super) struct Asks {
 }
 
 impl Asks {
+    /// For about `expected` at once; more are taken, at the price of an allocation.
+    pub(super) fn new(expected: usize) -> Self {
+        Self { slots: Vec::with_capacity(expected), free: Vec::with_capacity(expected), count: 0 }
+    }
+
     fn insert(&mut self, to: usize, class: usize, command: HostCommand) -> AskId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);

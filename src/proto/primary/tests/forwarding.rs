@@ -270,6 +270,27 @@ fn a_restarted_taker_is_not_answered_and_its_updates_without_number_are_dropped(
 }
 
 #[test]
+fn a_shard_that_is_being_stopped_refuses_what_has_no_number() {
+    let (mut owner, mut taker) = (one_of_three(P1, 2), one_of_three(P2, 2));
+    let (forwarded, delivery) = taken(&mut taker, 5);
+    owner.handle_record(P2, RecordRole::Forward, &forwarded, BufRef(50));
+    taker.handle_delivered(delivery);
+    owner.refuse_arrived(NvmeStatus::ANA_TRANSITION);
+    let batch = commands(&mut owner);
+    assert_eq!(freed(&batch), [50]);
+    assert!(owner.next_arrived().is_none() && owner.is_drained());
+    let answer =
+        Message::Forwarded { forward: forwarded.forward, status: NvmeStatus::ANA_TRANSITION };
+    assert_eq!(told(&batch), std::slice::from_ref(&answer));
+    taker.handle_message(Nanos(1), P1, E, answer);
+    let batch = commands(&mut taker);
+    assert_eq!((completed(&batch), freed(&batch)), (vec![(5, false)], vec![5]));
+    assert!(taker.is_drained());
+    owner.refuse_arrived(NvmeStatus::ANA_TRANSITION);
+    assert!(commands(&mut owner).is_empty(), "there was nothing to refuse");
+}
+
+#[test]
 fn the_number_of_an_unknown_forward_is_refused() {
     let (mut owner, mut taker) = (one_of_three(P1, 2), one_of_three(P2, 2));
     let (forwarded, _) = taken(&mut taker, 5);
