@@ -181,5 +181,6 @@ impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        setline::lab::machine::remove_runtime_directory(self.0.id());
     }
 }

@@ -145,9 +145,7 @@ impl Drop for Killed {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-        // EAL leaves its run-time directory behind.
-        let left = format!("/var/run/dpdk/spdk_pid{}", self.0.id());
-        let _ = std::fs::remove_dir_all(left);
+        setline::lab::machine::remove_runtime_directory(self.0.id());
     }
 }
 

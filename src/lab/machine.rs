@@ -121,8 +121,10 @@ pub fn program(name: &str) -> Result<PathBuf, LabError> {
         .ok_or(LabError::NoProgram { name: name.to_owned(), looked: beside })
 }
 
-/// Removes the directory that EAL makes for a process and leaves when it ends.
+/// Removes what a process leaves when it ends: the directory that EAL makes for it; and of SPDK's
+/// stock target, when it was killed, the memory for its traces.
 pub fn remove_runtime_directory(pid: u32) {
+    let _ = std::fs::remove_file(format!("/dev/shm/nvmf_trace.pid{pid}"));
     let _ = std::fs::remove_dir_all(Path::new(DPDK_RUN).join(format!("spdk_pid{pid}")));
 }
 
