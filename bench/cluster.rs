@@ -313,6 +313,7 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         retained_max: 1 << 16,
         mirrored_max: 1 << 16,
         forwards_max: 1 << 10,
+        record_align: 64,
         in_flight_max: 1024,
         unclean: false,
         sabotage: Sabotage::None,

@@ -73,6 +73,9 @@ struct Options {
     /// Updates that go to any mover instead of the responsible one, in percent
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Knobs")]
     forward_percent: Option<u32>,
+    /// Whether primary movers fail and come back
+    #[arg(long, value_name = "YES", help_heading = "Knobs")]
+    fail: Option<bool>,
     /// No loss, duplication, damage or stragglers
     #[arg(long, help_heading = "Knobs")]
     calm_network: bool,
@@ -167,6 +170,7 @@ fn campaign(options: &Options) -> Campaign {
             copies: options.copies,
             updates: options.updates,
             journal_percent: options.journal_percent,
+            fail: options.fail,
             forward_ppm: options.forward_percent.map(|percent| percent * 10_000),
             period_ns: options.period_us.map(|us| us * 1000),
             calm_network: options.calm_network,

@@ -59,6 +59,10 @@ pub fn broken_words(reason: BrokenReason) -> &'static str {
         BrokenReason::DigestMismatch => {
             "what the secondary received of a set does not match the set's manifest"
         }
+        BrokenReason::MoversLost => {
+            "more primary movers failed at once than the group has spare copies; what only they \
+             held is lost"
+        }
     }
 }
 

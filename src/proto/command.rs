@@ -42,6 +42,8 @@ pub enum RecordRole {
     /// update: its header names the [`AskId`](super::types::AskId) where a forwarded one has its
     /// name, and has neither number nor set.
     Answer = 6,
+    /// A copy's holder → the shard that takes the volume over from a mover that failed (F5).
+    Resend = 7,
 }
 
 impl RecordRole {
@@ -55,6 +57,7 @@ impl RecordRole {
             4 => Some(Self::Forward),
             5 => Some(Self::Numbered),
             6 => Some(Self::Answer),
+            7 => Some(Self::Resend),
             _ => None,
         }
     }
@@ -117,6 +120,31 @@ pub enum Command {
         fua: bool,
         /// The payload.
         payload: PayloadAt,
+        /// Comes back with the result.
+        token: Token,
+    },
+    /// Write a part of a recovered update to the base again (F5): the blocks of it that no later
+    /// update covers. The result comes back with `token`, once per part.
+    Restore {
+        /// The volume.
+        volume: VolumeId,
+        /// What to do.
+        kind: UpdateKind,
+        /// Where: within the update's extent.
+        extent: Extent,
+        /// The record; its payload is written from block `skip` on.
+        buf: BufRef,
+        /// Blocks of the update before `extent`.
+        skip: u32,
+        /// Comes back with the result.
+        token: Token,
+    },
+    /// Make sure that no mover outside the epoch can change the volume's base any more, and that
+    /// nothing such a mover had under way arrives late (invariant 4). The result comes back with
+    /// `token`, as of a write.
+    Fence {
+        /// The volume.
+        volume: VolumeId,
         /// Comes back with the result.
         token: Token,
     },
@@ -272,6 +300,31 @@ pub enum Report {
         at: SetId,
         /// Stopped or going on.
         paused: bool,
+    },
+    /// This shard has taken a volume over from a mover that failed: what the members hold of it is
+    /// in its hands (F5).
+    TakenOver {
+        /// The volume.
+        volume: VolumeId,
+        /// Updates recovered.
+        updates: u32,
+        /// Numbers found void, since nobody has their updates.
+        voids: u32,
+        /// The next number.
+        next: Seq,
+    },
+    /// The base of a volume that is being taken over could not be fenced: the volume stays closed
+    /// until that is tried again.
+    FenceFailed {
+        /// The volume.
+        volume: VolumeId,
+        /// What the base said.
+        status: NvmeStatus,
+    },
+    /// A volume that was taken over is up to date at its base and takes updates again.
+    Restored {
+        /// The volume.
+        volume: VolumeId,
     },
     /// A peer's memory is new: it started or restarted.
     PeerUp {

@@ -190,6 +190,29 @@ pub enum Message {
         /// What the host is to be told.
         status: NvmeStatus,
     },
+    /// Primary coordinator → secondary coordinator, on entering an epoch and whenever the link comes
+    /// up: from now on this shard forms the sets.
+    Lead,
+    /// Primary shard → the shards of its lane at other members, on entering an epoch: what it knows
+    /// of the numbers of its own volumes, and what it holds of volumes that the receiver takes over
+    /// from a mover that failed (F5).
+    Survey {
+        /// The group.
+        group: GroupId,
+        /// The last set that the sender knows to be confirmed.
+        confirmed: SetId,
+        /// This part's index, from 0.
+        part: u16,
+        /// How many parts there are, at least 1.
+        parts: u16,
+        /// The volumes.
+        volumes: Vec<Held>,
+    },
+    /// As `Survey`, when the sender has taken volumes over: what it knows of their numbers now.
+    Marks {
+        /// The volumes; no copies.
+        volumes: Vec<Held>,
+    },
 }
 
 /// What a shard that is not responsible for a volume asks of the one that is.
@@ -223,6 +246,19 @@ impl Message {
     }
 }
 
+/// What a shard knows of a volume when an epoch begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Copies that the sender holds and sends to the receiver, which takes the volume over.
+    pub copies: u32,
+    /// The last number that the sender knows of.
+    pub last: Seq,
+    /// The last number that it knows to be in a confirmed set.
+    pub confirmed: Seq,
+}
+
 /// Why a group can form no sets until it is resynchronised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -233,6 +269,8 @@ pub enum BrokenReason {
     BaseWriteFailed = 2,
     /// A set's facts and the updates received for it do not agree.
     DigestMismatch = 3,
+    /// More movers failed at once than the group has spare copies: what only they held is lost.
+    MoversLost = 4,
 }
 
 impl BrokenReason {
@@ -243,6 +281,7 @@ impl BrokenReason {
             1 => Some(Self::MoverRestarted),
             2 => Some(Self::BaseWriteFailed),
             3 => Some(Self::DigestMismatch),
+            4 => Some(Self::MoversLost),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ pub mod boundary;
 pub mod command;
 pub mod limits;
 pub mod link;
+pub mod membership;
 pub mod message;
 pub mod node;
 pub mod primary;

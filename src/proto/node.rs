@@ -4,10 +4,12 @@
 //! and brings back at once what a machine sends to a machine of the same poller. It decides
 //! nothing.
 
-use super::boundary::Boundary;
+use super::boundary::{Boundary, BoundaryConfig};
 use super::command::{Command, JournalPos, RecordRole, Token};
+use super::membership::SiteRecord;
 use super::message::Message;
 use super::primary::{PrimaryShard, RecordVerdict};
+use super::sabotage::Sabotage;
 use super::secondary::{Receipt, Refusal, Secondary};
 use super::types::{BufRef, Epoch, MoverId, Nanos, NvmeStatus, ShardId};
 use crate::wire::update::UpdateInfo;
@@ -36,10 +38,17 @@ pub struct Node {
     epoch: Epoch,
     /// Movers of the other site: tells the two senders of the same message apart.
     other_site: Vec<MoverId>,
+    /// The latest epoch of the other site that was heard of; what is older is refused.
+    other_epoch: Epoch,
+    /// Messages of the other site refused because of their epoch.
+    stale_other: u64,
     /// The machines.
     pub machines: Machines,
     /// What machines of this poller say to one another.
     loopback: VecDeque<Message>,
+    /// What pollers of the same mover said that have entered an epoch before this one: through
+    /// rings, which do not refuse anything.
+    early: Vec<(ShardId, Epoch, Message)>,
 }
 
 impl Node {
@@ -53,10 +62,36 @@ impl Node {
         machines: Machines,
         now: Nanos,
     ) -> Self {
-        let mut node =
-            Self { me, epoch, other_site, machines, loopback: VecDeque::with_capacity(16) };
+        let mut node = Self {
+            me,
+            epoch,
+            other_site,
+            other_epoch: Epoch(0),
+            stale_other: 0,
+            machines,
+            loopback: VecDeque::with_capacity(16),
+            early: Vec::new(),
+        };
         node.handle_peer_up(now, me);
         node
+    }
+
+    /// Refuses what the other site says in epochs before this one.
+    pub fn expect_other_site(&mut self, epoch: Epoch) {
+        self.other_epoch = self.other_epoch.max(epoch);
+    }
+
+    /// Messages of the other site refused because of their epoch.
+    #[must_use]
+    pub fn refused_of_other_site(&self) -> u64 {
+        self.stale_other
+    }
+
+    fn sabotage(&self) -> Sabotage {
+        match &self.machines {
+            Machines::Primary { shard, .. } => shard.sabotage,
+            Machines::Secondary(machines) => machines.sabotage(),
+        }
     }
 
     /// The shard that the node is.
@@ -100,6 +135,21 @@ impl Node {
     /// A control message from `from`, sent in `epoch`.
     pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
         let other_site = self.other_site.contains(&from.mover);
+        if epoch > self.epoch && from.mover == self.me.mover {
+            self.early.push((from, epoch, message));
+            return;
+        }
+        let mut epoch = epoch;
+        if other_site && !self.sabotage().is(Sabotage::IgnoreEpoch) {
+            // Each site counts its own epochs. What the latest one has done must not be undone by
+            // those who were left behind.
+            if epoch < self.other_epoch {
+                self.stale_other += 1;
+                return;
+            }
+            self.other_epoch = epoch;
+            epoch = self.epoch;
+        }
         match &mut self.machines {
             Machines::Primary { shard, boundary } => {
                 let for_engine = match &message {
@@ -126,6 +176,41 @@ impl Node {
             }
             Machines::Secondary(machines) => machines.handle_message(now, from, epoch, message),
         }
+    }
+
+    /// Enters the epoch of `record` at a primary mover; `engine` is the configuration of the boundary
+    /// engine, which runs here if the record says so. See [`PrimaryShard::enter`].
+    pub fn enter(&mut self, now: Nanos, record: &SiteRecord, engine: &BoundaryConfig) {
+        let Machines::Primary { shard, boundary } = &mut self.machines else { return };
+        if record.epoch <= self.epoch {
+            return;
+        }
+        self.epoch = record.epoch;
+        // What machines of this poller said to one another is of the epoch that is over.
+        self.loopback.clear();
+        *boundary = (record.coordinator == self.me).then(|| Boundary::new(engine));
+        if let Some(engine) = boundary {
+            engine.lead();
+        }
+        shard.enter(now, record);
+        for (from, epoch, message) in core::mem::take(&mut self.early) {
+            self.handle_message(now, from, epoch, message);
+        }
+    }
+
+    /// Whether the primary shard here is whole, see [`PrimaryShard::is_whole`].
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        match &self.machines {
+            Machines::Primary { shard, .. } => shard.is_whole(),
+            Machines::Secondary(_) => true,
+        }
+    }
+
+    /// The epoch that the node is in.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// The link to `peer` is up with a new memory at the other end.
@@ -157,7 +242,6 @@ impl Node {
                 match machines.handle_record(now, from, role, info, buf) {
                     Receipt::Accepted => RecordVerdict::Kept,
                     Receipt::Refused(Refusal::TooFarAhead) => RecordVerdict::Full,
-                    Receipt::Refused(Refusal::Epoch) => RecordVerdict::StaleEpoch,
                     Receipt::Duplicate | Receipt::Refused(_) => RecordVerdict::NotNeeded,
                 }
             }

@@ -46,6 +46,16 @@ pub enum Sabotage {
     IgnoreEpoch,
     /// A forwarded update goes to the base before its taker knows the number (invariant 2).
     NumberUnheard,
+    /// Volumes are taken over before all members have said what they hold (invariant 3, F5).
+    RecoverUnheard,
+    /// Numbers that nobody has are not counted as void after a take-over (invariant 3).
+    ForgetGaps,
+    /// A volume that was taken over is opened without bringing its base up to date (invariant 2).
+    TakeOverWithoutRestore,
+    /// A volume is taken over without fencing its base first (invariant 4).
+    TakeOverUnfenced,
+    /// Older versions of a block are written to the base after newer ones at a take-over (invariant 2).
+    RestoreOld,
 }
 
 impl Sabotage {
@@ -53,7 +63,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -70,6 +80,11 @@ impl Sabotage {
         Self::FreeBeforeConfirm,
         Self::IgnoreEpoch,
         Self::NumberUnheard,
+        Self::RecoverUnheard,
+        Self::ForgetGaps,
+        Self::TakeOverWithoutRestore,
+        Self::TakeOverUnfenced,
+        Self::RestoreOld,
     ];
 
     /// Whether `variant` is to be broken: `config.sabotage.is(Sabotage::OverlapAtBase)`.
@@ -101,6 +116,11 @@ impl Sabotage {
             Self::FreeBeforeConfirm => "free-before-confirm",
             Self::IgnoreEpoch => "ignore-epoch",
             Self::NumberUnheard => "number-unheard",
+            Self::RecoverUnheard => "recover-unheard",
+            Self::ForgetGaps => "forget-gaps",
+            Self::TakeOverWithoutRestore => "take-over-without-restore",
+            Self::TakeOverUnfenced => "take-over-unfenced",
+            Self::RestoreOld => "restore-old",
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct BlockWrite {
     pub(super) extent: Extent,
     pub(super) fua: bool,
     pub(super) payload: PayloadAt,
+    /// Blocks of the payload before those that are written.
+    pub(super) skip: u32,
     pub(super) token: Token,
     /// The payload was read back from the journal: where it is in the pool.
     pub(super) read_back: Option<u32>,
@@ -50,8 +52,35 @@ impl Poller {
                     self.net.send_record(to, role, buf, len, token);
                 }
                 Command::Write { volume, kind, extent, fua, payload, token } => {
-                    let read_back = None;
-                    self.write(BlockWrite { volume, kind, extent, fua, payload, token, read_back });
+                    let (skip, read_back) = (0, None);
+                    self.write(BlockWrite {
+                        volume,
+                        kind,
+                        extent,
+                        fua,
+                        payload,
+                        skip,
+                        token,
+                        read_back,
+                    });
+                }
+                Command::Restore { volume, kind, extent, buf, skip, token } => {
+                    let (payload, fua, read_back) = (PayloadAt::Buf(buf), true, None);
+                    self.write(BlockWrite {
+                        volume,
+                        kind,
+                        extent,
+                        fua,
+                        payload,
+                        skip,
+                        token,
+                        read_back,
+                    });
+                }
+                // Pollers enter no epoch yet, so nothing is taken over here; what is not fenced must
+                // not be written.
+                Command::Fence { token, .. } => {
+                    self.node.handle_written(self.now, token, NvmeStatus::INTERNAL);
                 }
                 Command::CompleteHost { tag, status } => self.complete_tag(tag, status),
                 Command::Free { buf } => self.free(buf),
@@ -116,7 +145,10 @@ impl Poller {
         let Some(channel) = &volume.channel else { return self.refuse(&write) };
         let bytes = write.extent.blocks as usize * volume.block_bytes as usize;
         let payload = match write.payload {
-            PayloadAt::Buf(buf) => Some(IoBuf::of_payload(&self.arena, buf, bytes)),
+            PayloadAt::Buf(buf) => {
+                let before = write.skip as usize * volume.block_bytes as usize;
+                Some(IoBuf::of_payload(&self.arena, buf, before + bytes).slice(before, bytes))
+            }
             _ => write.read_back.and_then(|slot| self.read_back.memory(slot, bytes)),
         };
         if write.kind == UpdateKind::Write && payload.is_none() {

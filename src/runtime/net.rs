@@ -390,6 +390,7 @@ impl Poller {
             RecordRole::Mirror
             | RecordRole::SecondaryMirror
             | RecordRole::Forward
+            | RecordRole::Resend
             | RecordRole::Numbered => self.mirror_log,
             RecordRole::Transfer => self.own_log,
             RecordRole::Answer => return self.room_for_answer(payload),
@@ -420,7 +421,8 @@ impl Poller {
                         self.say_stopping(peer, false);
                     }
                 }
-                Event::Silent => self.peer_state(index, PeerState::Silent),
+                // Pollers close no link yet: they enter no epoch.
+                Event::Closed | Event::Silent => self.peer_state(index, PeerState::Silent),
                 Event::Heard => self.peer_state(index, PeerState::Up),
             }
         }

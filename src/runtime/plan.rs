@@ -50,6 +50,8 @@ pub const FIRST_MAP: MapVersion = MapVersion(1);
 pub const HOST_PAYLOAD_BYTES_MAX: usize = 128 << 10;
 /// Records under way to one receiver at once: the link's `records_max` may not be below it.
 pub const IN_FLIGHT_MAX: u32 = 4096;
+/// Records take multiples of so many bytes in an arena: a cache line.
+const RECORD_ALIGN: u32 = 64;
 /// Updates that a shard forwards to responsible shards at once (G3).
 const FORWARDS_MAX: u32 = 4096;
 
@@ -330,6 +332,7 @@ fn primary(
         mirrored_max: arena.mirrored_max,
         forwards_max: FORWARDS_MAX,
         in_flight_max: IN_FLIGHT_MAX,
+        record_align: RECORD_ALIGN,
         sabotage: Sabotage::None,
     };
     let boundary = (me == topology.primary_coordinator).then(|| BoundaryConfig {

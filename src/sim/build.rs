@@ -6,6 +6,7 @@ use super::disk::VolumeDisk;
 use super::hosts::Host;
 use super::journal::{Content, JournalDevice};
 use super::journal_io::JournalIo;
+use super::membership;
 use super::network::Network;
 use super::node::{Poller, Port};
 use super::observer::{Observer, Verdict, Violation};
@@ -14,7 +15,7 @@ use super::profile::{MS, Profile, US};
 use super::queue::EventQueue;
 use super::stats::Stats;
 use super::trace::Trace;
-use crate::proto::boundary::{Boundary, BoundaryConfig, BoundaryGroup};
+use crate::proto::boundary::Boundary;
 use crate::proto::link::{Link, LinkConfig, PeerEpoch};
 use crate::proto::node::{Machines, Node};
 use crate::proto::primary::{
@@ -23,7 +24,7 @@ use crate::proto::primary::{
 use crate::proto::secondary::{
     CoordinatorConfig, Recovered, Secondary, ShardConfig, VolumeConfig as TargetConfig,
 };
-use crate::proto::types::{MapVersion, MoverId, Nanos, Seq, SetId, ShardId, VolumeId};
+use crate::proto::types::{Epoch, MoverId, Nanos, Seq, ShardId, VolumeId};
 use crate::wire::packet::{Incarnation, Site};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -56,6 +57,8 @@ impl Cluster {
             journals: Vec::new(),
             owners,
             forwards: BTreeMap::new(),
+            site: membership::Site::new(profile.primaries, Vec::new()),
+            writer: vec![None; profile.volumes as usize],
             hosts: (0..profile.hosts).map(|_| Host::default()).collect(),
             host_of: Vec::new(),
             network: Network::new(
@@ -80,6 +83,9 @@ impl Cluster {
             let (config, stage_bytes) = cluster.profile.journal();
             cluster.journals.push(JournalDevice::new(cluster.shard_id(index), config, stage_bytes));
         }
+        let owners = (0..).zip(&cluster.owners);
+        let owners = owners.map(|(v, (owner, _))| (VolumeId(v), cluster.shard_id(*owner)));
+        cluster.site = membership::Site::new(cluster.profile.primaries, owners.collect());
         cluster
     }
 
@@ -120,7 +126,8 @@ impl Cluster {
     /// The arena of a poller that starts.
     pub(super) fn new_arena(&self) -> Arena {
         // Every other mover may use all that it was granted.
-        let mirror_bytes = self.profile.grant_bytes * u64::from(self.profile.primaries);
+        let shares = if self.profile.epochs { 2 } else { 1 };
+        let mirror_bytes = self.profile.grant_bytes * u64::from(self.profile.primaries) * shares;
         Arena::new(self.profile.own_bytes, mirror_bytes)
     }
 
@@ -159,7 +166,15 @@ impl Cluster {
         };
         let mut other: Vec<MoverId> = other.map(|i| self.shard_id(i).mover).collect();
         other.dedup();
-        let node = Node::new(self.shard_id(index), EPOCH, other, machines, now);
+        // A mover that joins enters its first epoch like the others.
+        let record = self.site.latest().clone();
+        let joins = index < self.primaries && record.epoch > EPOCH;
+        let epoch = if joins { Epoch(record.epoch.0 - 1) } else { EPOCH };
+        let mut node = Node::new(self.shard_id(index), epoch, other, machines, now);
+        node.expect_other_site(EPOCH);
+        if joins {
+            node.enter(now, &record, &self.engine(&record));
+        }
         self.pollers[index].node = Some(Box::new(node));
         self.pollers[index].ports.clear();
         for peer in 0..self.pollers.len() {
@@ -180,6 +195,9 @@ impl Cluster {
         let (one, other) = (self.shard_id(a), self.shard_id(b));
         if one.mover == other.mover {
             return false;
+        }
+        if self.profile.epochs {
+            return a < self.primaries || one.poller == other.poller || a == self.primaries;
         }
         let coordinates = |index: usize| index == 0 || index == self.primaries;
         let same_site = (a < self.primaries) == (b < self.primaries);
@@ -214,9 +232,9 @@ impl Cluster {
         let me = Incarnation::new(u64::from(node.life)).unwrap_or(Incarnation::MAX);
         let mut link = Link::new(config, node.id, self.shard_id(peer), me, now);
         let same_site = (index < self.primaries) == (peer < self.primaries);
-        let accepted =
-            if same_site { PeerEpoch::Exactly(EPOCH) } else { PeerEpoch::AtLeast(EPOCH) };
-        link.set_epoch(EPOCH, accepted);
+        let own = node.node.as_ref().map_or(EPOCH, |node| node.epoch());
+        let accepted = if same_site { PeerEpoch::Exactly(own) } else { PeerEpoch::AtLeast(EPOCH) };
+        link.set_epoch(own, accepted);
         link
     }
 
@@ -228,7 +246,8 @@ impl Cluster {
     fn primary_machines(&self, index: usize) -> Machines {
         let me = self.shard_id(index);
         let profile = &self.profile;
-        let coordinator = ShardId::new(0, 0);
+        let record = self.site.latest();
+        let coordinator = record.coordinator;
         let mirrors: Vec<MirrorPeer> = (0..profile.primaries)
             .filter(|mover| *mover != me.mover.0)
             .map(|mover| MirrorPeer {
@@ -253,8 +272,8 @@ impl Cluster {
         let config = PrimaryConfig {
             me,
             coordinator,
-            epoch: EPOCH,
-            map_version: MapVersion(1),
+            epoch: if record.epoch > EPOCH { Epoch(record.epoch.0 - 1) } else { EPOCH },
+            map_version: record.map_version,
             mirrors,
             groups: vec![GroupConfig {
                 id: GROUP,
@@ -271,26 +290,11 @@ impl Cluster {
             mirrored_max: 1024,
             forwards_max: profile.forwards_max,
             in_flight_max: profile.in_flight,
+            record_align: 1,
             unclean: false,
             sabotage: profile.sabotage,
         };
-        let boundary = (me == coordinator).then(|| {
-            Boundary::new(&BoundaryConfig {
-                me,
-                shards: (0..self.primaries).map(|i| self.shard_id(i)).collect(),
-                secondary: Some(ShardId::new(profile.primaries, 0)),
-                backup: (profile.primaries > 1).then(|| ShardId::new(1, 0)),
-                epoch: EPOCH,
-                map_version: MapVersion(1),
-                unix_offset_ns: 1_000_000_000_000,
-                groups: vec![BoundaryGroup {
-                    id: GROUP,
-                    period_ns: profile.period_ns,
-                    first_set: SetId(1),
-                }],
-                sabotage: profile.sabotage,
-            })
-        });
+        let boundary = (me == coordinator).then(|| Boundary::new(&self.engine(record)));
         Machines::Primary { shard: PrimaryShard::new(&config), boundary }
     }
 

@@ -6,6 +6,7 @@ use super::exec_secondary::TargetWrite;
 use super::faults::Fault;
 use super::hosts::Host;
 use super::journal::JournalDevice;
+use super::membership::Site;
 use super::network::Network;
 use super::node::Poller;
 use super::observer::{Observer, Verdict, Violation, WriteId, ensure};
@@ -19,7 +20,7 @@ use crate::proto::command::{JournalPos, Token};
 use crate::proto::types::{Epoch, ForwardId, GroupId, Nanos};
 use std::collections::BTreeMap;
 
-/// The epoch of a simulated history; membership does not change.
+/// The epoch in which a history begins, at both sites.
 pub(super) const EPOCH: Epoch = Epoch(7);
 /// The group.
 pub(super) const GROUP: GroupId = GroupId(3);
@@ -36,7 +37,11 @@ pub(super) enum Event {
     /// A poller's timer.
     Wake { node: usize },
     /// A command at a base ends.
-    Base { node: usize, op: DiskOp, write: WriteId, token: Token },
+    Base { node: usize, life: u32, op: DiskOp, write: WriteId, restore: bool, token: Token },
+    /// A base is fenced.
+    Fenced { node: usize, life: u32, volume: usize, token: Token },
+    /// A poller learns of an epoch.
+    Enter { node: usize, life: u32, record: usize },
     /// A command at a target volume ends.
     Target { node: usize, life: u32, volume: usize, op: DiskOp, done: (Token, bool) },
     /// An operation of a journal ends.
@@ -58,6 +63,8 @@ impl Event {
             Self::Packet { to, .. } | Self::Ring { to, .. } => Some(*to),
             Self::Wake { node }
             | Self::Base { node, .. }
+            | Self::Fenced { node, .. }
+            | Self::Enter { node, .. }
             | Self::Target { node, .. }
             | Self::Journal { node, .. }
             | Self::ReadBack { node, .. } => Some(*node),
@@ -82,6 +89,10 @@ pub struct Cluster {
     pub(super) owners: Vec<(usize, u32)>,
     /// Updates that were forwarded, by who took them.
     pub(super) forwards: BTreeMap<(usize, ForwardId), WriteId>,
+    /// The primary site's membership.
+    pub(super) site: Site,
+    /// The poller whose mover alone may write a base; anyone before it was ever fenced.
+    pub(super) writer: Vec<Option<usize>>,
     pub(super) hosts: Vec<Host>,
     pub(super) host_of: Vec<usize>,
     pub(super) network: Network,
@@ -170,7 +181,13 @@ impl Cluster {
                 self.pollers[node].handle_timeout(now);
                 self.settle(node)
             }
-            Event::Base { node, op, write, token } => self.base_ends(node, op, write, token),
+            Event::Base { node, life, op, write, restore, token } => {
+                self.base_ends(node, life, op, write, restore, token)
+            }
+            Event::Fenced { node, life, volume, token } => {
+                self.base_fenced(node, life, volume, token)
+            }
+            Event::Enter { node, life, record } => self.enter(node, life, record),
             Event::Target { node, life, volume, op, done } => {
                 self.target_ends(node, life, volume, op, done)
             }

@@ -134,6 +134,12 @@ impl VolumeDisk {
         lost as u64
     }
 
+    /// Whether a command is in flight.
+    #[must_use]
+    pub fn is_pending(&self, op: DiskOp) -> bool {
+        self.pending.contains_key(&op)
+    }
+
     /// Commands in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {

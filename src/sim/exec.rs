@@ -38,6 +38,16 @@ impl Cluster {
                     self.target_write(node, write)
                 }
             }
+            Command::Restore { volume, kind, extent, buf, skip, token } => {
+                self.restore(node, volume, kind, extent, buf, skip, token)
+            }
+            Command::Fence { volume, token } => {
+                let life = self.pollers[node].life;
+                let after = self.disk_rng.delay(self.profile.write_ns);
+                let volume = volume.0 as usize;
+                self.queue.after(after, Event::Fenced { node, life, volume, token });
+                Ok(())
+            }
             Command::CompleteHost { tag, status } => self.complete_host(tag, status),
             Command::Free { buf } => self.free(node, buf),
             Command::Report(report) => self.report(node, &report),
@@ -107,6 +117,22 @@ impl Cluster {
             Report::Void { volume, seq, .. } => {
                 self.observer.void_reported(volume.0 as usize, *seq)
             }
+            Report::TakenOver { volume, updates, voids, next } => {
+                self.stats.take_overs += 1;
+                self.stats.recovered_updates += u64::from(*updates);
+                self.stats.lost_numbers += u64::from(*voids);
+                self.observer.taken_over(volume.0 as usize, id.mover.0, *next)
+            }
+            Report::Restored { volume } => {
+                let index = volume.0 as usize;
+                self.observer.restored(index, self.base[index].current())
+            }
+            // A mover that was excluded and does not know it may hear of sets that it has no part in.
+            Report::Broken { .. }
+                if !self.site.latest().members.contains(&id.mover) && node < self.primaries =>
+            {
+                Ok(())
+            }
             Report::Broken { reason, .. } => {
                 ensure!(10, false, "{id} calls the group broken ({reason:?}) without need");
                 Ok(())
@@ -123,7 +149,7 @@ impl Cluster {
     ) -> Result<bool, super::observer::Violation> {
         let host_write = &self.observer.writes[write as usize];
         let (volume, kind, extent) = (host_write.volume, host_write.kind, host_write.extent);
-        let (owner, index) = self.owners[volume];
+        let index = self.owners[volume].1;
         let payload_len = match kind {
             UpdateKind::Write => extent.blocks * self.profile.block_bytes,
             UpdateKind::WriteZeroes | UpdateKind::Deallocate => 0,
@@ -171,11 +197,12 @@ impl Cluster {
         };
         let machines = self.pollers[node].node.as_mut();
         let Some(shard) = machines.and_then(|m| m.primary()) else { return Ok(false) };
+        let responsible = shard.is_responsible(index);
         let info = shard.host_update(admitted, &update);
         if let Some(record) = self.pollers[node].arena.get_mut(buf) {
             record.number(&info);
         }
-        if owner == node {
+        if responsible {
             self.is_numbered(node, write, &info)?;
         } else {
             self.trace.note(now, b'W', [write.into(), node as u64], |out| {
@@ -192,6 +219,9 @@ impl Cluster {
         self.trace.note(now, b'N', [write.into(), info.seq.0, info.set.0], |out| {
             write!(out, "write {write} is {} of {} in {}", info.seq, info.volume, info.set)
         });
+        if self.observer.is_of_the_past(info.volume.0 as usize, self.pollers[node].id.mover.0) {
+            return Ok(());
+        }
         self.observer.numbered(write, info)?;
         self.observer.stored(self.pollers[node].id.mover.0, info)
     }
@@ -207,13 +237,14 @@ impl Cluster {
             let Some(shard) = machines.as_mut().and_then(|m| m.primary()) else { return Ok(any) };
             let Some(arrived) = shard.next_arrived() else { return Ok(any) };
             let record_bytes = UPDATE_HEADER_BYTES as u32 + arrived.info.payload_len;
+            let (origin, forward) = (arrived.info.origin, arrived.info.forward);
             let stamp = Stamp { record_bytes, time_ns: 0, time_error_ns: 0 };
             let Some((buf, info)) = shard.number_arrived(&stamp, || 0) else { return Ok(any) };
             if let Some(record) = arena.get_mut(buf) {
                 record.number(&info);
             }
-            let taker = self.shard_index(ShardId::new(info.origin.0, self.pollers[node].id.poller));
-            let write = self.forwards.get(&(taker, info.forward)).copied();
+            let taker = self.shard_index(ShardId::new(origin.0, self.pollers[node].id.poller));
+            let write = self.forwards.get(&(taker, forward)).copied();
             ensure!(3, write.is_some(), "{} of {} was forwarded by nobody", info.seq, info.volume);
             self.is_numbered(node, write.unwrap_or_default(), &info)?;
             any = true;
@@ -248,6 +279,15 @@ impl Cluster {
         token: Token,
     ) -> Verdict {
         let index = volume.0 as usize;
+        if self.writer[index]
+            .is_some_and(|w| self.pollers[w].id.mover != self.pollers[node].id.mover)
+        {
+            // Refused by the fence: a mover that was excluded. It learns of it by that.
+            self.stats.late_writes += 1;
+            let mover = self.pollers[node].id.mover;
+            self.queue.after(0, Event::Fault(super::faults::Fault::Learn(mover)));
+            return Ok(());
+        }
         let (write, values) = match payload {
             PayloadAt::Buf(buf) => {
                 let record = self.pollers[node].arena.get(buf);
@@ -276,8 +316,74 @@ impl Cluster {
         let op = self.disk_op();
         self.base[index].submit_write(op, extent.lba, values, fua);
         let after = self.disk_rng.delay(self.profile.write_ns);
-        self.queue.after(after, Event::Base { node, op, write, token });
+        let (life, restore) = (self.pollers[node].life, false);
+        self.queue.after(after, Event::Base { node, life, op, write, restore, token });
         Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn restore(
+        &mut self,
+        node: usize,
+        volume: VolumeId,
+        kind: UpdateKind,
+        extent: Extent,
+        buf: BufRef,
+        skip: u32,
+        token: Token,
+    ) -> Verdict {
+        let index = volume.0 as usize;
+        let record = self.pollers[node].arena.get(buf);
+        ensure!(0, record.is_some(), "a freed record is restored to {volume}");
+        let Some(record) = record else { return Ok(()) };
+        let write = self.observer.find(index, record.info.seq);
+        let values = match kind {
+            UpdateKind::Write => block_values(&record.bytes, self.profile.block_bytes)
+                [skip as usize..][..extent.blocks as usize]
+                .to_vec(),
+            UpdateKind::WriteZeroes | UpdateKind::Deallocate => vec![0; extent.blocks as usize],
+        };
+        let Some(write) = write else {
+            ensure!(3, false, "a restore of {volume} at {extent:?} belongs to no update");
+            return Ok(());
+        };
+        let now = self.queue.now();
+        self.trace.note(now, b'B', [write.into(), extent.lba], |out| {
+            write!(out, "write {write} is restored to the base of {volume} at {extent:?}")
+        });
+        self.observer.restore_submitted(write, extent)?;
+        let op = self.disk_op();
+        self.base[index].submit_write(op, extent.lba, values, true);
+        let after = self.disk_rng.delay(self.profile.write_ns);
+        let (life, restore) = (self.pollers[node].life, true);
+        self.queue.after(after, Event::Base { node, life, op, write, restore, token });
+        Ok(())
+    }
+
+    /// A base takes writes of this mover only from now on; what others had under way has arrived or
+    /// never will.
+    pub(super) fn base_fenced(
+        &mut self,
+        node: usize,
+        life: u32,
+        volume: usize,
+        token: Token,
+    ) -> Verdict {
+        if self.pollers[node].life != life {
+            return Ok(());
+        }
+        let now = self.queue.now();
+        let id = self.pollers[node].id;
+        self.trace.note(now, b'F', [volume as u64, node as u64], |out| {
+            write!(out, "the base of v{volume} is fenced for {id}")
+        });
+        self.base[volume].user_died(&mut self.disk_rng);
+        self.observer.fenced(volume);
+        self.writer[volume] = Some(node);
+        if let Some(machines) = &mut self.pollers[node].node {
+            machines.handle_written(now, token, NvmeStatus::SUCCESS);
+        }
+        self.settle(node)
     }
 
     pub(super) fn disk_op(&mut self) -> DiskOp {
@@ -288,11 +394,33 @@ impl Cluster {
     pub(super) fn base_ends(
         &mut self,
         node: usize,
+        life: u32,
         op: DiskOp,
         write: WriteId,
+        restore: bool,
         token: Token,
     ) -> Verdict {
         let volume = self.observer.writes[write as usize].volume;
+        if !self.base[volume].is_pending(op) {
+            // A fence was faster. The mover that is kept out learns of it by that.
+            self.stats.late_writes += 1;
+            let mover = self.pollers[node].id.mover;
+            return if self.pollers[node].life == life {
+                self.crash_primary(mover)
+            } else {
+                Ok(())
+            };
+        }
+        if self.pollers[node].life != life {
+            if self.disk_rng.chance(300_000) {
+                let after = self.disk_rng.delay(self.profile.late_ns);
+                self.queue.after(after, Event::Base { node, life, op, write, restore, token });
+                return Ok(());
+            }
+            self.stats.late_writes += 1;
+            self.base[volume].complete(op);
+            return Ok(());
+        }
         let ok = !self.disk_rng.chance(self.profile.disks.base_ppm);
         if ok {
             self.base[volume].complete(op);
@@ -300,7 +428,9 @@ impl Cluster {
             self.stats.base_errors += 1;
             self.base[volume].fail(op, &mut self.disk_rng);
         }
-        self.observer.base_ended(write, ok);
+        if !restore {
+            self.observer.base_ended(write, ok);
+        }
         let now = self.queue.now();
         self.trace.note(now, b'D', [write.into(), u64::from(ok)], |out| {
             write!(out, "the base {} write {write}", if ok { "has" } else { "failed" })

@@ -35,6 +35,14 @@ pub(super) enum Fault {
     Pause,
     /// Apply goes on.
     Resume,
+    /// A primary mover fails, or is taken for failed.
+    Fail,
+    /// The store excludes a primary mover.
+    Exclude(MoverId),
+    /// An excluded mover that lived on learns of it.
+    Learn(MoverId),
+    /// An excluded mover takes part again.
+    Rejoin(MoverId),
     /// All faults end.
     Heal,
 }
@@ -46,7 +54,7 @@ const REST_NS_MAX: u64 = 4_000 * MS;
 
 impl Cluster {
     fn mean_of(&self, fault: Fault) -> u64 {
-        let MoverFaults { kill_ns, power_ns, site_ns, partition_ns, stall_ns, stale_ns } =
+        let MoverFaults { kill_ns, power_ns, site_ns, partition_ns, stall_ns, stale_ns, fail_ns } =
             self.profile.movers;
         let Operator { close_ns, period_ns, pause_ns } = self.profile.operator;
         match fault {
@@ -56,6 +64,7 @@ impl Cluster {
             Fault::Partition => partition_ns,
             Fault::Stall => stall_ns,
             Fault::Stale => stale_ns,
+            Fault::Fail => fail_ns,
             Fault::Close => close_ns,
             Fault::Period => period_ns,
             Fault::Pause => pause_ns,
@@ -63,6 +72,9 @@ impl Cluster {
             | Fault::Replace(_)
             | Fault::Join(..)
             | Fault::Resume
+            | Fault::Exclude(_)
+            | Fault::Learn(_)
+            | Fault::Rejoin(_)
             | Fault::Heal => 0,
         }
     }
@@ -80,6 +92,7 @@ impl Cluster {
             Fault::Close,
             Fault::Period,
             Fault::Pause,
+            Fault::Fail,
         ] {
             self.schedule(fault);
         }
@@ -97,7 +110,13 @@ impl Cluster {
     pub(super) fn fault(&mut self, fault: Fault) -> Verdict {
         let lasting = matches!(
             fault,
-            Fault::Restart(_) | Fault::Replace(_) | Fault::Join(..) | Fault::Resume
+            Fault::Restart(_)
+                | Fault::Replace(_)
+                | Fault::Join(..)
+                | Fault::Resume
+                | Fault::Exclude(_)
+                | Fault::Learn(_)
+                | Fault::Rejoin(_)
         );
         if self.healed_at.is_some() && !lasting {
             return Ok(());
@@ -162,6 +181,10 @@ impl Cluster {
                 self.pause_apply(true)
             }
             Fault::Resume => self.pause_apply(false),
+            Fault::Fail => self.fail(),
+            Fault::Exclude(mover) => self.exclude(mover),
+            Fault::Learn(mover) => self.crash_primary(mover),
+            Fault::Rejoin(mover) => self.rejoin(mover),
             Fault::Heal => self.heal(),
         }
     }
@@ -266,10 +289,12 @@ impl Cluster {
         act: impl FnOnce(&mut crate::proto::boundary::Boundary, crate::proto::types::Nanos),
     ) -> Verdict {
         let now = self.queue.now();
-        if let Some(boundary) = self.pollers[0].node.as_mut().and_then(|node| node.boundary()) {
+        let at = self.coordinator();
+        if let Some(boundary) = self.pollers[at].node.as_mut().and_then(|node| node.boundary()) {
             act(boundary, now);
+            return self.settle(at);
         }
-        self.settle(0)
+        Ok(())
     }
 
     fn pause_apply(&mut self, paused: bool) -> Verdict {
@@ -329,13 +354,30 @@ impl Cluster {
                 Some(machines) => machines.shard().status().collect(),
                 None => Vec::new(),
             };
+            let mut primary = String::new();
+            if let Some(machines) = &mut node.node {
+                primary = format!("{}; ", machines.epoch());
+                if let Some(shard) = machines.primary() {
+                    let not_ready: Vec<_> = shard.not_ready().collect();
+                    let unheard: Vec<_> = shard.unheard().collect();
+                    let groups: Vec<_> = shard.groups().collect();
+                    let counters = shard.counters();
+                    let under_way: Vec<_> = shard.under_way().collect();
+                    primary += &format!(
+                        "not ready {not_ready:?}, under way {under_way:?}, unheard {unheard:?}, {groups:?}, {counters:?}; "
+                    );
+                }
+                if let Some(engine) = machines.boundary() {
+                    primary += &format!("{:?}; ", engine.view());
+                }
+            }
             let (id, live, waiting) = (node.id, node.arena.live(), node.waiting.len());
             let unsent: usize = node.ports.iter().map(|port| port.unsent.len()).sum();
             let retained = node.retained();
             self.trace.note(now, b'W', [index as u64], |out| {
                 write!(
                     out,
-                    "{id}: {live} records in memory, {retained} retained, {waiting} updates wait, \
+                    "{id}: {primary}{live} records in memory, {retained} retained, {waiting} updates wait, \
                      {unsent} unsent; journal: {journal}; {sets:?}"
                 )
             });

@@ -49,6 +49,7 @@ impl Cluster {
         let most = u64::from(UPDATE_BLOCKS_MAX).min(all - lba);
         let blocks = rng.between(1, rng.clone().between(1, most)) as u32;
         let write = self.observer.issued(volume, kind, Extent { lba, blocks });
+        self.host_of.resize(write as usize, 0);
         self.host_of.push(host);
         self.hosts[host].busy += 1;
         let now = self.queue.now();
@@ -56,6 +57,7 @@ impl Cluster {
             write!(out, "host {host} issues write {write}: {kind:?} v{volume} {lba}+{blocks}")
         });
         let node = self.path_to(volume);
+        self.observer.writes[write as usize].path = node;
         let full = !self.pollers[node].waiting.is_empty();
         if full || !self.admit(node, write)? {
             self.stats.back_pressure += 1;
@@ -68,18 +70,29 @@ impl Cluster {
     /// another mover (G3).
     fn path_to(&mut self, volume: usize) -> usize {
         let owner = self.owners[volume].0;
-        if !self.host_rng.chance(self.profile.forward_ppm) {
+        if !self.host_rng.chance(self.profile.forward_ppm) && !self.is_down(owner) {
             return owner;
         }
         let pollers = usize::from(self.profile.pollers);
         let mover = self.host_rng.below(u64::from(self.profile.primaries)) as usize;
-        mover * pollers + owner % pollers
+        // A path whose mover is down fails at once, and the next one is tried.
+        (0..usize::from(self.profile.primaries))
+            .map(|step| (mover + step) % usize::from(self.profile.primaries))
+            .map(|mover| mover * pollers + owner % pollers)
+            .find(|node| !self.is_down(*node))
+            .unwrap_or(owner)
     }
 
     /// A host is told the outcome of an update.
     pub(super) fn complete_host(&mut self, tag: HostTag, status: NvmeStatus) -> Verdict {
         let write = tag.0 as WriteId;
-        self.observer.completed(write, status)?;
+        if status.sct == NvmeStatus::ANA_TRANSITION.sct {
+            // The path says that it cannot answer; the host tries again, which is another command.
+            self.stats.abandoned += 1;
+            self.observer.writes[write as usize].completed = true;
+        } else {
+            self.observer.completed(write, status)?;
+        }
         self.stats.acknowledged += u64::from(status.is_ok());
         let now = self.queue.now();
         self.trace.note(now, b'A', [tag.0, status.sc.into()], |out| {

@@ -25,7 +25,8 @@ impl Cluster {
     /// Sends a message: through the link, or through the ring to a poller of the same mover.
     pub(super) fn send_message(&mut self, from: usize, to: usize, message: &Message) {
         let mut bytes = Vec::new();
-        wire::encode(EPOCH, message, &mut bytes);
+        let epoch = self.pollers[from].node.as_ref().map_or(EPOCH, |node| node.epoch());
+        wire::encode(epoch, message, &mut bytes);
         if self.pollers[from].id.mover == self.pollers[to].id.mover {
             let life = self.pollers[to].life;
             let after = self.net_rng.delay(RING_NS);
@@ -148,6 +149,7 @@ impl Cluster {
                         machines.handle_peer_up(now, peer);
                     }
                 }
+                LinkEvent::Closed => port.unsent.clear(),
                 LinkEvent::Dropped { .. } | LinkEvent::Silent | LinkEvent::Heard => {}
             }
         }
@@ -240,6 +242,7 @@ impl Cluster {
             RecordRole::Mirror
             | RecordRole::SecondaryMirror
             | RecordRole::Forward
+            | RecordRole::Resend
             | RecordRole::Numbered
             | RecordRole::Answer => Room::Mirror,
         };

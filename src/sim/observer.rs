@@ -87,8 +87,15 @@ pub struct HostWrite {
     pub base: Base,
     /// The host was told.
     pub completed: bool,
-    /// Bit m: primary mover m holds a record of it.
+    /// Bit m: primary mover m holds a record of it; not counting those that were excluded.
     pub held_by: u64,
+    /// The same, as the shard knows it that is responsible: those excluded count until it has entered
+    /// the epoch.
+    pub counted: u64,
+    /// As many movers as should have held it at once.
+    pub safe: bool,
+    /// Index of the poller that its host sent it to.
+    pub path: usize,
 }
 
 impl HostWrite {
@@ -156,6 +163,12 @@ pub struct Observer {
     pub volumes: Vec<VolumeTruth>,
     /// The open set of every primary shard, by index among all shards.
     pub(super) open: Vec<SetId>,
+    /// Bit m: primary mover m was excluded and has not come back.
+    pub(super) excluded: u64,
+    /// Per volume: the mover that took it over last; what others number is of no importance.
+    pub(super) taken_by: Vec<Option<u16>>,
+    /// Primary shards whose mover was excluded: what they believe to be open is of no importance.
+    pub(super) left: Vec<bool>,
     /// The newest set of which anything is visible.
     pub(super) visible_set: SetId,
     /// Updates in order of becoming visible.
@@ -191,6 +204,9 @@ impl Observer {
             writes: Vec::new(),
             volumes: targets.iter().map(|target| VolumeTruth::new(*target, blocks)).collect(),
             open: vec![SetId(0); primaries],
+            excluded: 0,
+            taken_by: vec![None; targets.len()],
+            left: vec![false; primaries],
             visible_set: SetId(0),
             visible: Vec::new(),
             visible_checked: 0,
@@ -222,6 +238,9 @@ impl Observer {
             base: Base::Waiting,
             completed: false,
             held_by: 0,
+            counted: 0,
+            safe: false,
+            path: usize::MAX,
         });
         self.writes.len() as WriteId - 1
     }
@@ -267,7 +286,12 @@ impl Observer {
         let same = found.is_some_and(|id| self.describes(id, info));
         ensure!(3, same, "{} of {} was given to two updates", info.seq, info.volume);
         if let Some(id) = found {
-            self.writes[id as usize].held_by |= 1 << mover;
+            let write = &mut self.writes[id as usize];
+            if self.excluded & 1 << mover == 0 {
+                write.held_by |= 1 << mover;
+            }
+            write.counted |= 1 << mover;
+            write.safe |= write.counted.count_ones() >= self.copies;
         }
         Ok(())
     }
@@ -301,21 +325,25 @@ impl Observer {
 
     /// A primary shard switched to a set.
     pub fn opened(&mut self, shard: usize, set: SetId) {
+        if self.left[shard] {
+            return;
+        }
         self.open[shard] = set;
     }
 
     /// The newest set that any primary shard has open.
     #[must_use]
     pub fn newest_open(&self) -> SetId {
-        self.open.iter().copied().max().unwrap_or(SetId(0))
+        let up = self.open.iter().copied().filter(|open| *open != SetId(u64::MAX));
+        up.max().unwrap_or(SetId(0))
     }
 
-    fn ensure_safe(&self, invariant: u8, id: WriteId, what: &str) -> Verdict {
+    pub(super) fn ensure_safe(&self, invariant: u8, id: WriteId, what: &str) -> Verdict {
         let write = &self.writes[id as usize];
         let held = write.held_by.count_ones();
         ensure!(
             invariant,
-            held >= self.copies,
+            write.safe,
             "write {id} ({} of v{}) {what} with {held} of {} copies",
             write.seq,
             write.volume,
@@ -332,7 +360,7 @@ impl Observer {
         Ok(())
     }
 
-    fn seen(&mut self, id: WriteId) {
+    pub(super) fn seen(&mut self, id: WriteId) {
         let tick = self.tick();
         let write = &mut self.writes[id as usize];
         if write.visible == NEVER {
@@ -474,9 +502,7 @@ impl Observer {
                 );
                 ensure!(
                     6,
-                    write.base == Base::Failed
-                        || set <= self.committed
-                        || write.held_by.count_ones() >= self.copies,
+                    write.base == Base::Failed || set <= self.committed || write.safe,
                     "the manifest of {set} left while {} of v{index} has {} copies",
                     write.seq,
                     write.held_by.count_ones()

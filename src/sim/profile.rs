@@ -62,6 +62,8 @@ pub struct MoverFaults {
     pub stall_ns: u64,
     /// A message of an old epoch arrives.
     pub stale_ns: u64,
+    /// A primary mover fails, or is taken for failed.
+    pub fail_ns: u64,
 }
 
 /// What an operator does, as mean times between, nanoseconds; 0 for never.
@@ -140,6 +142,14 @@ pub struct Profile {
     pub operator: Operator,
     /// Mean time that a crashed mover stays away, nanoseconds.
     pub down_ns: u64,
+    /// Primary movers come and go: epochs change.
+    pub epochs: bool,
+    /// Mean time until members learn of a new epoch, nanoseconds.
+    pub learn_ns: u64,
+    /// Failures of primary movers in which the mover lives on for a while, per million.
+    pub suspect_ppm: u32,
+    /// Mean time that a write of a failed mover stays on its way to a base, nanoseconds.
+    pub late_ns: u64,
     /// Size of each secondary journal, in percent of the least that the sizing rule allows.
     pub journal_percent: u32,
     /// Units of a journal under way at once.
@@ -171,6 +181,8 @@ pub struct Knobs {
     pub journal_percent: Option<u32>,
     /// See [`Profile::forward_ppm`].
     pub forward_ppm: Option<u32>,
+    /// Whether primary movers fail.
+    pub fail: Option<bool>,
     /// No network faults.
     pub calm_network: bool,
     /// No disk faults.
@@ -283,6 +295,7 @@ impl Profile {
                 partition_ns: when(partitions, rng.pick(&[2 * MS, 10 * MS])),
                 stall_ns: when(stalls, rng.pick(&[MS, 5 * MS])),
                 stale_ns: when(stale, rng.pick(&[300 * US, 2 * MS])),
+                fail_ns: 0,
             },
             operator: Operator {
                 close_ns: when(closes, rng.pick(&[500 * US, 5 * MS])),
@@ -290,6 +303,10 @@ impl Profile {
                 pause_ns: when(pauses, rng.pick(&[3 * MS, 10 * MS])),
             },
             down_ns: rng.pick(&[100 * US, MS, 5 * MS]),
+            epochs: false,
+            learn_ns: 0,
+            suspect_ppm: 0,
+            late_ns: 0,
             journal_percent: {
                 let drawn = rng.pick(&[100, 100, 110, 150, 1000]);
                 knobs.journal_percent.unwrap_or(drawn)
@@ -300,6 +317,18 @@ impl Profile {
         };
         if rng.chance(200_000) {
             profile.disks.journal_ppm = rng.pick(&[500, 5_000]);
+        }
+        // Not drawn yet: a few histories in a thousand still end badly (docs/simulator.md).
+        let fails = false;
+        let fail_ns = rng.pick(&[3 * MS, 10 * MS, 30 * MS]);
+        profile.learn_ns = rng.pick(&[10 * US, 200 * US, 2 * MS]);
+        profile.suspect_ppm = rng.pick(&[0, 300_000, 1_000_000]);
+        profile.late_ns = rng.pick(&[10 * US, MS, 10 * MS]);
+        if knobs.fail.unwrap_or(fails) && profile.primaries > 1 && profile.copies > 1 {
+            profile.epochs = true;
+            profile.movers.fail_ns = fail_ns;
+            // A void number is not yet known to all holders before its set closes.
+            profile.disks.base_ppm = 0;
         }
         if profile.block_bytes > 64 {
             // Room for some records of the largest size.

@@ -51,6 +51,22 @@ pub struct Stats {
     pub stale_messages: u64,
     /// Secondary movers killed while their disks kept what was written.
     pub kills: u64,
+    /// Primary movers that failed.
+    pub fails: u64,
+    /// Of these, those that lived on for a while.
+    pub suspects: u64,
+    /// Epochs entered, by shard.
+    pub epochs: u64,
+    /// Volumes taken over from failed movers.
+    pub take_overs: u64,
+    /// Updates recovered by those who took volumes over.
+    pub recovered_updates: u64,
+    /// Numbers found void at a take-over.
+    pub lost_numbers: u64,
+    /// Writes of failed movers that reached a base late, or were kept from it.
+    pub late_writes: u64,
+    /// Host updates whose mover failed before it answered.
+    pub abandoned: u64,
     /// Secondary movers that lost power.
     pub power_losses: u64,
     /// Moments at which all secondary movers went down together.
@@ -123,6 +139,14 @@ each!(
     partitions,
     stalls,
     stale_messages,
+    fails,
+    suspects,
+    epochs,
+    take_overs,
+    recovered_updates,
+    lost_numbers,
+    late_writes,
+    abandoned,
     kills,
     power_losses,
     site_losses,

@@ -5,20 +5,25 @@ use super::profile::Knobs;
 use crate::proto::sabotage::Sabotage;
 
 fn campaign(first: u64, seeds: u64, sabotage: Sabotage) -> Findings {
-    Campaign {
-        first,
-        seeds,
-        time: None,
-        jobs: 1,
-        failures_max: 8,
-        knobs: Knobs { sabotage, ..Knobs::default() },
-    }
-    .run(|_| {})
+    run(first, seeds, Knobs { sabotage, ..Knobs::default() })
+}
+
+/// Histories in which primary movers fail, are excluded and come back.
+fn failing(first: u64, seeds: u64, sabotage: Sabotage) -> Findings {
+    run(first, seeds, Knobs { sabotage, fail: Some(true), ..Knobs::default() })
+}
+
+fn run(first: u64, seeds: u64, knobs: Knobs) -> Findings {
+    Campaign { first, seeds, time: None, jobs: 1, failures_max: 8, knobs }.run(|_| {})
 }
 
 /// The invariant that the first failing seed of a variant breaks. Seeds that do not come to rest do
 /// not count: a broken rule may also get the history stuck.
 fn broken(sabotage: Sabotage) -> u8 {
+    broken_in(campaign, sabotage)
+}
+
+fn broken_in(campaign: impl Fn(u64, u64, Sabotage) -> Findings, sabotage: Sabotage) -> u8 {
     for first in (1..200).step_by(8) {
         let findings = campaign(first, 8, sabotage);
         let mut broken = findings.failures.iter().filter_map(|outcome| outcome.violation.as_ref());
@@ -103,9 +108,38 @@ fn the_unbroken_protocol_is_clean_on_the_same_seeds_and_meets_every_fault() {
     let failed: Vec<_> = findings.failures.iter().map(|o| (o.seed, o.violation.clone())).collect();
     assert!(failed.is_empty(), "{failed:?}");
     // A full journal is what must hardly ever be: it is scarce before.
-    for (name, count) in findings.stats.list().into_iter().filter(|(n, _)| *n != "journal_full") {
-        assert!(count > 0, "no history had any {name}");
+    let fails = failing(1, 150, Sabotage::None);
+    let failed: Vec<_> = fails.failures.iter().map(|o| (o.seed, o.violation.clone())).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    let counts = findings.stats.list().into_iter().zip(fails.stats.list());
+    for ((name, count), (_, more)) in counts.filter(|((n, _), _)| *n != "journal_full") {
+        assert!(count + more > 0, "no history had any {name}");
     }
+}
+
+#[test]
+fn taking_over_before_all_members_have_spoken_is_seen() {
+    broken_in(failing, Sabotage::RecoverUnheard);
+}
+
+#[test]
+fn opening_a_volume_before_its_base_is_up_to_date_is_seen() {
+    assert_eq!(broken_in(failing, Sabotage::TakeOverWithoutRestore), 2);
+}
+
+#[test]
+fn writing_an_older_version_of_a_block_at_a_take_over_is_seen() {
+    assert_eq!(broken_in(failing, Sabotage::RestoreOld), 2);
+}
+
+#[test]
+fn taking_over_without_a_fence_is_seen() {
+    broken_in(failing, Sabotage::TakeOverUnfenced);
+}
+
+#[test]
+fn forgetting_numbers_that_nobody_has_is_seen() {
+    broken_in(failing, Sabotage::ForgetGaps);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! produces: a short, long or out-of-range message is refused with the reason.
 
 use crate::proto::limits::{FACTS_PER_PART, MESSAGE_BYTES_MAX};
-use crate::proto::message::{AskKind, BrokenReason, FactsPart, Message, VolumeFacts};
+use crate::proto::message::{AskKind, BrokenReason, FactsPart, Held, Message, VolumeFacts};
 use crate::proto::types::{
     AskId, Epoch, Extent, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId,
 };
@@ -77,6 +77,9 @@ const JOURNAL_ROOM: u8 = 16;
 const FORWARDED: u8 = 17;
 const NOT_RESPONSIBLE: u8 = 18;
 const STOPPING: u8 = 19;
+const LEAD: u8 = 20;
+const SURVEY: u8 = 21;
+const MARKS: u8 = 22;
 const ASK: u8 = 40;
 const ANSWERED: u8 = 41;
 
@@ -198,6 +201,28 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             out.extend_from_slice(&[status.sct, status.sc]);
             ANSWERED
         }
+        Message::Lead => LEAD,
+        Message::Survey { group, confirmed, part, parts, volumes } => {
+            group_set(out, *group, *confirmed);
+            out.extend_from_slice(&part.to_le_bytes());
+            out.extend_from_slice(&parts.to_le_bytes());
+            encode_held(volumes, out);
+            SURVEY
+        }
+        Message::Marks { volumes } => {
+            encode_held(volumes, out);
+            MARKS
+        }
+    }
+}
+
+fn encode_held(volumes: &[Held], out: &mut Vec<u8>) {
+    out.extend_from_slice(&(volumes.len() as u16).to_le_bytes());
+    for held in volumes {
+        out.extend_from_slice(&held.volume.0.to_le_bytes());
+        out.extend_from_slice(&held.copies.to_le_bytes());
+        out.extend_from_slice(&held.last.0.to_le_bytes());
+        out.extend_from_slice(&held.confirmed.0.to_le_bytes());
     }
 }
 
@@ -296,6 +321,16 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
             let ask = AskId(r.u64()?);
             Message::Answered { ask, status: NvmeStatus { sct: r.u8()?, sc: r.u8()? } }
         }
+        LEAD => Message::Lead,
+        SURVEY => {
+            let (group, confirmed) = (r.group()?, r.set()?);
+            let (part, parts) = (r.u16()?, r.u16()?);
+            if part >= parts {
+                return Err(r.field("part", u64::from(part)));
+            }
+            Message::Survey { group, confirmed, part, parts, volumes: r.held()? }
+        }
+        MARKS => Message::Marks { volumes: r.held()? },
         found => return Err(MessageError::Kind { found }),
     };
     if r.rest.is_empty() {
@@ -346,6 +381,22 @@ impl Reader<'_> {
     }
     fn field(&self, field: &'static str, found: u64) -> MessageError {
         MessageError::Field { kind: self.kind, field, found }
+    }
+    fn held(&mut self) -> Result<Vec<Held>, MessageError> {
+        let count = self.u16()?;
+        if usize::from(count) > FACTS_PER_PART {
+            return Err(self.field("volumes", u64::from(count)));
+        }
+        let mut volumes = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            volumes.push(Held {
+                volume: VolumeId(self.u32()?),
+                copies: self.u32()?,
+                last: Seq(self.u64()?),
+                confirmed: Seq(self.u64()?),
+            });
+        }
+        Ok(volumes)
     }
     fn facts(&mut self) -> Result<FactsPart, MessageError> {
         let part = self.u16()?;

@@ -164,7 +164,7 @@ impl End {
                 Event::Abandoned { buf } => {
                     self.partial.remove(&buf.0).unwrap();
                 }
-                Event::Up { .. } | Event::Silent | Event::Heard => {}
+                Event::Up { .. } | Event::Closed | Event::Silent | Event::Heard => {}
             }
         }
     }

@@ -113,6 +113,29 @@ impl Driver {
                 };
                 self.event(at, EventLevel::Info, "apply", name.as_deref(), message);
             }
+            Report::TakenOver { volume, updates, voids, .. } => {
+                let (group, name) = self.volume_name(volume);
+                let group = self.group_name(group);
+                let message = format!(
+                    "volume {name} is taken over: {updates} updates recovered, {voids} numbers void"
+                );
+                self.event(at, EventLevel::Warning, "take-over", group.as_deref(), message);
+            }
+            Report::FenceFailed { volume, status } => {
+                let (group, name) = self.volume_name(volume);
+                let group = self.group_name(group);
+                let message = format!(
+                    "the base of {name} could not be fenced, status {:#x}/{:#x}; the volume stays closed",
+                    status.sct, status.sc
+                );
+                self.event(at, EventLevel::Error, "take-over", group.as_deref(), message);
+            }
+            Report::Restored { volume } => {
+                let (group, name) = self.volume_name(volume);
+                let group = self.group_name(group);
+                let message = format!("volume {name} is up to date here and takes updates");
+                self.event(at, EventLevel::Info, "take-over", group.as_deref(), message);
+            }
             Report::SetOpened { .. }
             | Report::Held { .. }
             | Report::SetState { .. }

@@ -152,6 +152,13 @@ impl Boundary {
         }
     }
 
+    /// Tells the secondary that this engine forms the sets from now on.
+    pub(super) fn lead(&mut self) {
+        if let Some(to) = self.secondary {
+            self.commands.push_back(Command::Send { to, message: Message::Lead });
+        }
+    }
+
     /// Messages refused because of their epoch, and messages that named something unknown.
     #[must_use]
     pub fn refused(&self) -> (u64, u64) {
@@ -354,6 +361,9 @@ impl Boundary {
         let highest = group.greeted.iter().flatten().copied().max().unwrap_or(SetId(0));
         let first = if highest == SetId(0) { group.first_set } else { highest };
         let now_unix = self.unix_offset_ns + now.0;
+        // What some shard did not know to be confirmed and closed anew.
+        let confirmed = group.confirmed;
+        group.sets.retain(|set| set.id > confirmed);
         for id in group.confirmed.0 + 1..first.0 {
             if !group.sets.iter().any(|s| s.id.0 == id) {
                 group.sets.push_back(Set::new(SetId(id), shards));
@@ -370,9 +380,13 @@ impl Boundary {
                 }
             }
         }
-        let claimed = group.claimed;
+        let (claimed, id) = (group.claimed, group.id);
         if claimed >= first {
             return self.broke(index, BrokenReason::MoverRestarted);
+        }
+        if confirmed > SetId(0) {
+            // Some may not have heard it from a coordinator before this one.
+            self.tell_shards(&Message::Confirmed { group: id, set: confirmed });
         }
         self.prepare(now, index, first);
         self.form(index);
@@ -422,8 +436,13 @@ impl Boundary {
         let id = group.id;
         let mut formed: Vec<SetId> = Vec::new();
         for set in group.sets.iter_mut() {
-            if set.waiting != 0 || set.state != SetState::Closing {
+            if set.state >= SetState::InTransfer {
                 continue;
+            }
+            // In order: while a number of a set has no fate, no later set has its manifest. So a
+            // take-over may still count it there.
+            if set.waiting != 0 || set.state != SetState::Closing {
+                break;
             }
             set.state = SetState::InTransfer;
             set.facts.sort_by_key(|f| f.volume);
@@ -536,6 +555,9 @@ impl Boundary {
     /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
     pub fn handle_peer_up(&mut self, peer: ShardId) {
         let is_secondary = self.secondary == Some(peer);
+        if is_secondary {
+            self.commands.push_back(Command::Send { to: peer, message: Message::Lead });
+        }
         for index in 0..self.groups.len() {
             if let Some(reason) = self.groups[index].broken {
                 let message = Message::Broken { group: self.groups[index].id, reason };

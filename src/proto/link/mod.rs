@@ -70,6 +70,11 @@ enum Phase {
         /// There was one before, and `Reset` has not been told.
         reset: bool,
     },
+    /// The session ends; the caller has not taken its events yet.
+    Ending {
+        /// `Reset` has not been told.
+        reset: bool,
+    },
     /// Packets with numbers may come and go.
     Open,
 }
@@ -186,6 +191,22 @@ impl Link {
         self.peer_epoch = peer;
     }
 
+    /// Names `own` in packets from now on; the peer's site has epochs of its own.
+    pub const fn enter_epoch(&mut self, own: Epoch) {
+        self.epoch = own;
+    }
+
+    /// Ends the session: what the peer sends in its present incarnation is refused from now on.
+    /// Events follow as when a session begins, up to [`Event::Closed`].
+    pub fn close(&mut self) {
+        self.phase = match self.phase {
+            Phase::Alone => Phase::Alone,
+            Phase::Beginning { reset: false } => Phase::Ending { reset: false },
+            Phase::Ending { reset } => Phase::Ending { reset },
+            Phase::Open | Phase::Beginning { reset: true } => Phase::Ending { reset: true },
+        };
+    }
+
     /// Limits how many data packets the peer may have under way: as many as the caller can store.
     /// At most the window, which holds at the start.
     pub fn set_credit(&mut self, packets: u32) {
@@ -260,8 +281,10 @@ impl Link {
     /// The next event.
     #[inline]
     pub fn poll_event(&mut self) -> Option<Event> {
-        if let Phase::Beginning { reset } = self.phase {
-            return Some(self.begin_session(reset));
+        match self.phase {
+            Phase::Beginning { reset } => return Some(self.begin_session(reset)),
+            Phase::Ending { reset } => return Some(self.end_session(reset)),
+            Phase::Open | Phase::Alone => {}
         }
         if self.silence_told != self.silent {
             self.silence_told = self.silent;
@@ -277,14 +300,44 @@ impl Link {
             self.phase = Phase::Beginning { reset: false };
             return Event::Reset;
         }
+        if let Some(event) = self.take_apart() {
+            return event;
+        }
+        self.counters.sessions += 1;
+        self.phase = Phase::Open;
+        // Tells the peer that its incarnation is known here, and how much it may send.
+        self.greet = true;
+        self.silent = false;
+        self.silence_told = false;
+        Event::Up { peer: self.known }
+    }
+
+    /// As [`Self::begin_session`], but no session follows.
+    #[cold]
+    fn end_session(&mut self, reset: bool) -> Event {
+        if reset {
+            self.phase = Phase::Ending { reset: false };
+            return Event::Reset;
+        }
+        if let Some(event) = self.take_apart() {
+            return event;
+        }
+        self.phase = Phase::Alone;
+        self.silent = false;
+        self.silence_told = false;
+        Event::Closed
+    }
+
+    /// What the former session left, one event per call; then nothing is left of it.
+    fn take_apart(&mut self) -> Option<Event> {
         // What was acknowledged, but not taken yet, was stored by a memory that is gone.
         if let Some((token, buf)) =
             self.data_out.poll_done().or_else(|| self.data_out.poll_dropped())
         {
-            return Event::Dropped { token: Token(token), buf: BufRef(buf) };
+            return Some(Event::Dropped { token: Token(token), buf: BufRef(buf) });
         }
         if let Some(buf) = self.data_in.poll_abandoned() {
-            return Event::Abandoned { buf };
+            return Some(Event::Abandoned { buf });
         }
         while self.control_out.poll_dropped().is_some() {}
         while self.control_in.poll_abandoned().is_some() {}
@@ -293,13 +346,7 @@ impl Link {
         self.data_out.reset();
         self.data_in.reset();
         self.store.clear();
-        self.counters.sessions += 1;
-        self.phase = Phase::Open;
-        // Tells the peer that its incarnation is known here, and how much it may send.
-        self.greet = true;
-        self.silent = false;
-        self.silence_told = false;
-        Event::Up { peer: self.known }
+        None
     }
 
     /// Takes a packet in. `payload` is what follows the header, exactly as long as it says; of
@@ -354,8 +401,12 @@ impl Link {
                 Phase::Alone => Phase::Beginning { reset: false },
                 Phase::Open => Phase::Beginning { reset: true },
                 beginning @ Phase::Beginning { .. } => beginning,
+                Phase::Ending { reset } => Phase::Beginning { reset },
             };
             self.last_heard = now;
+        } else if matches!(self.phase, Phase::Alone | Phase::Ending { .. }) {
+            // The session with this incarnation was ended here.
+            return Err(self.refuse(Refusal::SenderOld));
         }
         if self.phase != Phase::Open {
             return Err(Verdict::NewSession);

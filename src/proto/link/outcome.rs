@@ -44,6 +44,11 @@ pub enum Event {
         /// The peer's incarnation.
         peer: Incarnation,
     },
+    /// The session was ended by [`Link::close`], and everything that belonged to it has been given
+    /// back.
+    ///
+    /// [`Link::close`]: super::Link::close
+    Closed,
     /// Nothing came from the peer for `silent_ns`.
     Silent,
     /// The peer is heard again.

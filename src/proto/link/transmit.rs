@@ -113,7 +113,7 @@ impl Link {
     #[inline]
     pub fn poll_bare(&mut self, now: Nanos, out: &mut Transmit) -> bool {
         match self.phase {
-            Phase::Beginning { .. } => return false,
+            Phase::Beginning { .. } | Phase::Ending { .. } => return false,
             Phase::Alone if !self.greet => return false,
             Phase::Alone | Phase::Open => {}
         }

@@ -31,6 +31,8 @@ pub struct PrimaryConfig {
     pub forwards_max: u32,
     /// Records under way to one receiver at once; the link's own bound.
     pub in_flight_max: u32,
+    /// Records take multiples of so many bytes in an arena.
+    pub record_align: u32,
     /// A rule to break on purpose, in tests.
     pub sabotage: Sabotage,
     /// This mover's memory was lost with updates that were not confirmed: its groups cannot form

@@ -13,7 +13,7 @@ use super::shard::{PrimaryShard, RecordVerdict};
 use crate::proto::command::{Command, HostTag, RecordRole, Token};
 use crate::proto::message::Message;
 use crate::proto::types::{
-    BufRef, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId,
+    BufRef, Extent, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
 };
 use crate::wire::update::UpdateInfo;
 use alloc::vec::Vec;
@@ -25,23 +25,30 @@ const NIL: u32 = u32::MAX;
 /// One forwarded update.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Forward {
-    tag: HostTag,
-    buf: BufRef,
-    record_bytes: u32,
+    pub(super) tag: HostTag,
+    pub(super) buf: BufRef,
+    pub(super) record_bytes: u32,
     /// Index into the shard's volumes.
-    volume: u32,
-    /// Index of the mirror peer that it went to.
-    to: u8,
+    pub(super) volume: u32,
+    pub(super) kind: UpdateKind,
+    pub(super) fua: bool,
+    pub(super) extent: Extent,
+    pub(super) payload_len: u32,
+    pub(super) payload_crc: u32,
+    /// Index of the mirror peer that it went to, or that answers it now; or [`HERE`].
+    pub(super) to: u8,
     /// The link refers to the record.
-    travels: bool,
+    pub(super) travels: bool,
     /// It has its number: the record is in the mirror store, too.
-    numbered: bool,
+    pub(super) numbered: bool,
     /// The source was told.
-    answered: bool,
+    pub(super) answered: bool,
     /// The mirror store needs the record no more.
-    dropped: bool,
+    pub(super) dropped: bool,
+    /// It was numbered by a mover that failed.
+    pub(super) stranded: bool,
     /// It is for this mirror peer; sent once the link does not refer to the record any more.
-    redirect: Option<u8>,
+    pub(super) redirect: Option<u8>,
     generation: u32,
     next: u32,
 }
@@ -80,7 +87,15 @@ impl Forwards {
         slot
     }
 
-    fn remove(&mut self, slot: u32) {
+    pub(super) fn at(&self, slot: u32) -> &Forward {
+        &self.slots[slot as usize]
+    }
+
+    pub(super) fn at_mut(&mut self, slot: u32) -> &mut Forward {
+        &mut self.slots[slot as usize]
+    }
+
+    pub(super) fn remove(&mut self, slot: u32) {
         let place = &mut self.slots[slot as usize];
         place.generation = place.generation.wrapping_add(1) & 0x00ff_ffff;
         place.next = self.free;
@@ -93,12 +108,12 @@ impl Forwards {
         Token(generation << 40 | u64::from(TAG_FORWARD) << 32 | u64::from(slot))
     }
 
-    fn id(&self, slot: u32) -> ForwardId {
+    pub(super) fn id(&self, slot: u32) -> ForwardId {
         // Never 0: a slot in use has an odd generation.
         ForwardId(u64::from(self.slots[slot as usize].generation) << 32 | u64::from(slot))
     }
 
-    fn find(&self, id: ForwardId) -> Option<u32> {
+    pub(super) fn find(&self, id: ForwardId) -> Option<u32> {
         self.alive(id.0 as u32, id.0 >> 32)
     }
 
@@ -112,19 +127,19 @@ impl Forwards {
     }
 
     /// The slots in use that went to the peer at `to`. Walks the slab: for restarts.
-    fn sent_to(&self, to: u8) -> Vec<u32> {
+    pub(super) fn sent_to(&self, to: u8) -> Vec<u32> {
         let all = self.slots.iter().enumerate();
         all.filter(|(_, f)| f.generation & 1 == 1 && f.to == to).map(|(s, _)| s as u32).collect()
     }
 
-    /// The mirror store drops the copy that `info` describes. True when its record is still
+    /// The mirror store drops the copy that `info` describes. The slot, when its record is still
     /// needed here.
-    pub(super) fn keeps(&mut self, info: &UpdateInfo, buf: BufRef) -> bool {
-        let Some(slot) = self.find(info.forward) else { return false };
+    pub(super) fn keeps(&mut self, info: &UpdateInfo, buf: BufRef) -> Option<u32> {
+        let slot = self.find(info.forward)?;
         let forward = &mut self.slots[slot as usize];
         let same = forward.buf == buf && forward.numbered;
         forward.dropped |= same;
-        same
+        same.then_some(slot)
     }
 }
 
@@ -149,11 +164,17 @@ impl PrimaryShard {
             buf: update.buf,
             record_bytes: update.record_bytes,
             volume: update.volume,
+            kind: update.kind,
+            fua: update.fua,
+            extent: update.extent,
+            payload_len: update.payload_len,
+            payload_crc: update.payload_crc,
             to: owner,
             travels: true,
             numbered: false,
             answered: false,
             dropped: false,
+            stranded: false,
             redirect: None,
             generation: 0,
             next: NIL,
@@ -216,7 +237,7 @@ impl PrimaryShard {
     pub(super) fn forward_numbered(&mut self, from: ShardId, info: &UpdateInfo) -> RecordVerdict {
         let Some(slot) = self.forwards.find(info.forward) else { return RecordVerdict::NotNeeded };
         let forward = &mut self.forwards.slots[slot as usize];
-        let expected = self.mirrors[usize::from(forward.to)].shard == from
+        let expected = self.mirrors.get(usize::from(forward.to)).is_some_and(|m| m.shard == from)
             && self.volumes[forward.volume as usize].config.id == info.volume;
         if !expected || forward.numbered || self.store.is_confirmed(info.group, info.set) {
             return RecordVerdict::NotNeeded;
@@ -224,7 +245,9 @@ impl PrimaryShard {
         forward.numbered = true;
         let (buf, charge) = (forward.buf, Some((forward.to, forward.record_bytes)));
         let (group, bytes) = (self.volumes[forward.volume as usize].group, forward.record_bytes);
-        self.store.insert(from, *info, buf, charge);
+        let volume = forward.volume;
+        self.volumes[volume as usize].mark.saw(info.seq);
+        self.store.insert(from, volume, *info, buf, charge);
         self.groups[group].sets.count_forward(info.set, bytes);
         RecordVerdict::Numbered { buf }
     }
@@ -239,10 +262,11 @@ impl PrimaryShard {
 
     fn went_to(&self, slot: u32, shard: ShardId) -> bool {
         let forward = &self.forwards.slots[slot as usize];
-        !forward.answered && self.mirrors[usize::from(forward.to)].shard == shard
+        !forward.answered
+            && self.mirrors.get(usize::from(forward.to)).is_some_and(|m| m.shard == shard)
     }
 
-    fn answer(&mut self, slot: u32, status: NvmeStatus) {
+    pub(super) fn answer(&mut self, slot: u32, status: NvmeStatus) {
         let forward = &mut self.forwards.slots[slot as usize];
         forward.answered = true;
         let tag = forward.tag;
@@ -252,7 +276,7 @@ impl PrimaryShard {
     }
 
     /// Lets go of a forward that was answered and whose record does not travel.
-    fn settle_forward(&mut self, slot: u32) {
+    pub(super) fn settle_forward(&mut self, slot: u32) {
         let forward = self.forwards.slots[slot as usize];
         if !forward.answered || forward.travels {
             return;
@@ -260,8 +284,9 @@ impl PrimaryShard {
         self.forwards.remove(slot);
         if !forward.numbered || forward.dropped {
             // The mirror store has none, or has none any more.
-            let peer = &mut self.mirrors[usize::from(forward.to)];
-            peer.forwarded_bytes -= u64::from(forward.record_bytes);
+            if let Some(peer) = self.mirrors.get_mut(usize::from(forward.to)) {
+                peer.forwarded_bytes -= u64::from(forward.record_bytes);
+            }
             self.commands.push_back(Command::Free { buf: forward.buf });
         }
     }
@@ -285,7 +310,8 @@ impl PrimaryShard {
         let forward = &mut self.forwards.slots[slot as usize];
         match known {
             Some(index) if map_version >= self.map_version => {
-                self.volumes[forward.volume as usize].owner = index as u8;
+                let volume = &mut self.volumes[forward.volume as usize];
+                (volume.owner, volume.responsible) = (index as u8, owner);
                 forward.redirect = Some(index as u8);
                 self.redirect(slot);
             }
@@ -294,7 +320,7 @@ impl PrimaryShard {
     }
 
     /// Sends a rejected update to the shard that is responsible, once its record does not travel.
-    fn redirect(&mut self, slot: u32) {
+    pub(super) fn redirect(&mut self, slot: u32) {
         let forward = &mut self.forwards.slots[slot as usize];
         if forward.travels {
             return;
@@ -341,16 +367,35 @@ impl PrimaryShard {
 
     /// Copies here of the group's sets up to `set` are needed no more (invariant 8).
     pub(super) fn drop_copies(&mut self, group: GroupId, set: SetId) {
-        let Self { store, forwards, mirrors, commands, .. } = self;
-        store.confirm(group, set, |copy| {
-            if copy.charge.is_some() && forwards.keeps(&copy.info, copy.buf) {
+        let mut settled: Vec<u32> = Vec::new();
+        let Self { store, forwards, mirrors, commands, volumes, .. } = self;
+        store.confirm(group, set, |copy, travels| {
+            if !copy.void
+                && let Some(volume) = volumes.get_mut(copy.volume as usize)
+            {
+                volume.mark.saw_confirmed(copy.info.seq);
+            }
+            if copy.info.forward != ForwardId(0)
+                && let Some(slot) = forwards.keeps(&copy.info, copy.buf)
+            {
+                if forwards.at_mut(slot).stranded {
+                    settled.push(slot);
+                }
                 return;
             }
             if let Some((peer, bytes)) = copy.charge {
                 mirrors[usize::from(peer)].forwarded_bytes -= u64::from(bytes);
             }
-            commands.push_back(Command::Free { buf: copy.buf });
+            if !travels {
+                commands.push_back(Command::Free { buf: copy.buf });
+            }
         });
+        for slot in settled {
+            // The mover that would say so has failed; but its set is confirmed, so it has its fate.
+            if !self.forwards.at_mut(slot).answered {
+                self.answer(slot, NvmeStatus::SUCCESS);
+            }
+        }
     }
 
     /// The messages of forwarding.

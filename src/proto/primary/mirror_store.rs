@@ -2,12 +2,15 @@
 //!
 //! Nothing is decided here; the responsible shard numbers, and the coordinator confirms.
 
+use crate::proto::command::Token;
 use crate::proto::types::{BufRef, GroupId, Seq, SetId, ShardId, VolumeId};
 use crate::wire::update::UpdateInfo;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 const NIL: u32 = u32::MAX;
+/// [`Mirrored::volume`] of a volume that the shard only holds copies of.
+pub(super) const UNKNOWN: u32 = u32::MAX;
 
 /// One held copy.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +25,22 @@ pub struct Mirrored {
     pub void: bool,
     /// This shard took it itself (G3): the peer whose grant it is charged against, and the bytes.
     pub(super) charge: Option<(u8, u32)>,
+    /// Index of the volume at the shard; [`UNKNOWN`] when it takes no updates for it.
+    pub(super) volume: u32,
+    /// It is on its way to the mirror peer at this index, which takes its volume over (F5).
+    pub(super) resent_to: Option<u8>,
+    /// It was promised to the mirror peer at this index and was not sent yet.
+    pub(super) owed_to: Option<u8>,
+    /// It is to go there once more, since an epoch began while it travelled.
+    pub(super) again: bool,
+    /// Needed no more; its record goes when it does not travel any more.
+    dropped: bool,
+    generation: u32,
     next: u32,
 }
+
+/// Token tag of a copy that is sent to the shard that takes its volume over.
+pub(super) const TAG_RESEND: u8 = 0xfc;
 
 #[derive(Debug)]
 struct HeldSet {
@@ -73,6 +90,7 @@ impl MirrorStore {
     pub(super) fn insert(
         &mut self,
         from: ShardId,
+        volume: u32,
         info: UpdateInfo,
         buf: BufRef,
         charge: Option<(u8, u32)>,
@@ -84,17 +102,141 @@ impl MirrorStore {
             self.sets.len() - 1
         });
         let held = &mut self.sets[index];
-        let copy = Mirrored { info, buf, from, void: false, charge, next: held.head };
+        let mut copy = Mirrored {
+            info,
+            buf,
+            from,
+            void: false,
+            charge,
+            volume,
+            resent_to: None,
+            owed_to: None,
+            again: false,
+            dropped: false,
+            generation: 1,
+            next: held.head,
+        };
         self.used += 1;
         held.head = if self.free == NIL {
             self.slots.push(copy);
             (self.slots.len() - 1) as u32
         } else {
             let slot = self.free;
-            self.free = self.slots[slot as usize].next;
-            self.slots[slot as usize] = copy;
+            let place = &mut self.slots[slot as usize];
+            self.free = place.next;
+            copy.generation = place.generation.wrapping_add(1) & 0x00ff_ffff;
+            *place = copy;
             slot
         };
+    }
+
+    /// The copies that `wanted` names, oldest sets first.
+    pub(super) fn find(&self, wanted: impl Fn(&Mirrored) -> bool) -> Vec<u32> {
+        let mut found = Vec::new();
+        for held in &self.sets {
+            let mut slot = held.head;
+            while slot != NIL {
+                let copy = &self.slots[slot as usize];
+                if wanted(copy) {
+                    found.push(slot);
+                }
+                slot = copy.next;
+            }
+        }
+        found
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u32) -> &mut Mirrored {
+        &mut self.slots[slot as usize]
+    }
+
+    /// The token of a copy's way to the shard that takes its volume over.
+    pub(super) fn token(&self, slot: u32) -> Token {
+        let generation = u64::from(self.slots[slot as usize].generation);
+        Token(generation << 40 | u64::from(TAG_RESEND) << 32 | u64::from(slot))
+    }
+
+    /// The copy that such a token names, unless the slot has another use by now.
+    pub(super) fn resolve(&self, token: Token) -> Option<u32> {
+        let slot = token.0 as u32;
+        let place = self.slots.get(slot as usize)?;
+        let needed = !place.dropped || place.owed_to.is_some() || place.resent_to.is_some();
+        (u64::from(place.generation) == token.0 >> 40 && needed).then_some(slot)
+    }
+
+    /// A copy does not travel any more: where it went, whether it is to go once more, and its record
+    /// if that may go now.
+    pub(super) fn arrived(&mut self, token: Token) -> Option<(u8, bool, Option<BufRef>)> {
+        let slot = token.0 as u32;
+        let place = self.slots.get_mut(slot as usize)?;
+        if u64::from(place.generation) != token.0 >> 40 {
+            return None;
+        }
+        let to = place.resent_to.take()?;
+        let again = core::mem::take(&mut place.again);
+        if again {
+            place.owed_to = Some(to);
+        }
+        Some((to, again, self.settle(slot)))
+    }
+
+    /// No copy travels to the peer at this index any more; hands out the records that may go now.
+    pub(super) fn stop_resending(&mut self, to: u8, mut free: impl FnMut(BufRef)) {
+        for slot in 0..self.slots.len() as u32 {
+            let place = &mut self.slots[slot as usize];
+            let owed = place.owed_to == Some(to);
+            if owed {
+                place.owed_to = None;
+            }
+            if place.resent_to == Some(to) {
+                place.resent_to = None;
+                place.again = false;
+            } else if !owed {
+                continue;
+            }
+            {
+                if let Some(buf) = self.settle(slot) {
+                    free(buf);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, slot: u32) -> Option<BufRef> {
+        let place = &mut self.slots[slot as usize];
+        if !place.dropped || place.owed_to.is_some() || place.resent_to.is_some() {
+            return None;
+        }
+        place.dropped = false;
+        place.generation = place.generation.wrapping_add(1) & 0x00ff_ffff;
+        place.next = self.free;
+        let buf = place.buf;
+        self.free = slot;
+        self.used -= 1;
+        Some(buf)
+    }
+
+    /// Takes the copies out that `wanted` names.
+    pub(super) fn take_out(&mut self, wanted: impl Fn(&Mirrored) -> bool) -> Vec<Mirrored> {
+        let mut out = Vec::new();
+        for index in 0..self.sets.len() {
+            let mut slot = core::mem::replace(&mut self.sets[index].head, NIL);
+            while slot != NIL {
+                let copy = &mut self.slots[slot as usize];
+                let next = copy.next;
+                if wanted(copy) {
+                    out.push(*copy);
+                    copy.generation = copy.generation.wrapping_add(1) & 0x00ff_ffff;
+                    copy.next = self.free;
+                    self.free = slot;
+                    self.used -= 1;
+                } else {
+                    copy.next = core::mem::replace(&mut self.sets[index].head, slot);
+                }
+                slot = next;
+            }
+        }
+        out
     }
 
     /// Marks a number void; its copy stays until the set is confirmed.
@@ -113,8 +255,14 @@ impl MirrorStore {
         }
     }
 
-    /// Drops every copy of the group's sets up to `set`, handing each to `free`.
-    pub(super) fn confirm(&mut self, group: GroupId, set: SetId, mut free: impl FnMut(&Mirrored)) {
+    /// Drops every copy of the group's sets up to `set`, handing each to `free`, with whether its
+    /// record still travels: then it is given out later.
+    pub(super) fn confirm(
+        &mut self,
+        group: GroupId,
+        set: SetId,
+        mut free: impl FnMut(&Mirrored, bool),
+    ) {
         match self.confirmed.iter_mut().find(|(g, _)| *g == group) {
             Some((_, last)) => *last = (*last).max(set),
             None => self.confirmed.push((group, set)),
@@ -129,11 +277,17 @@ impl MirrorStore {
             let mut slot = held.head;
             while slot != NIL {
                 let copy = &mut self.slots[slot as usize];
-                free(copy);
                 let next = copy.next;
-                copy.next = self.free;
-                self.free = slot;
-                self.used -= 1;
+                let travels = copy.resent_to.is_some() || copy.owed_to.is_some();
+                free(copy, travels);
+                if travels {
+                    copy.dropped = true;
+                } else {
+                    copy.generation = copy.generation.wrapping_add(1) & 0x00ff_ffff;
+                    copy.next = self.free;
+                    self.free = slot;
+                    self.used -= 1;
+                }
                 slot = next;
             }
         }

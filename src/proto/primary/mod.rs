@@ -11,17 +11,20 @@
 //! It does not decide boundaries ([`crate::proto::boundary`]) nor move bytes.
 
 mod config;
+mod epoch;
 mod forward;
 mod mirror_store;
 mod number;
 mod peers;
 mod restart;
+mod restore;
 mod room;
 mod sets;
 mod shard;
 mod slab;
 mod switch;
 mod take;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod transfer;

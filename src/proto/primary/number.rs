@@ -4,7 +4,7 @@
 use super::config::PrimaryConfig;
 use super::room::Admitted;
 use super::shard::PrimaryShard;
-use super::slab::{FIRST_IN_RANGE, HERE, NIL, NOBODY, RELEASED, Update};
+use super::slab::{ELSEWHERE, FIRST_IN_RANGE, HERE, NIL, NOBODY, RELEASED, Update};
 use crate::proto::command::{Command, HostTag, RecordRole};
 use crate::proto::ranges::Admission as RangeAdmission;
 use crate::proto::sabotage::Sabotage;
@@ -203,10 +203,7 @@ impl PrimaryShard {
     /// The shard that is responsible for the volume at this index.
     #[must_use]
     pub fn owner_of(&self, volume: u32) -> ShardId {
-        match self.volumes[volume as usize].owner {
-            HERE => self.me,
-            peer => self.mirrors[usize::from(peer)].shard,
-        }
+        self.volumes[volume as usize].responsible
     }
 }
 
@@ -216,5 +213,5 @@ pub(super) fn owner_index(config: &PrimaryConfig, owner: ShardId) -> u8 {
         return HERE;
     }
     let peer = config.mirrors.iter().position(|peer| peer.shard == owner);
-    peer.expect("a volume belongs to the shard or to a mirror peer") as u8
+    peer.map_or(ELSEWHERE, |peer| peer as u8)
 }

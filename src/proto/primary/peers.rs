@@ -8,8 +8,8 @@
 //! shard; if it took of what mirror copies need, shards could wait for one another in a circle.
 
 use crate::proto::command::Token;
-use crate::proto::types::ShardId;
-use alloc::collections::VecDeque;
+use crate::proto::types::{Epoch, GroupId, ShardId};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 /// A shard that may hold copies for this one.
@@ -33,9 +33,28 @@ pub(super) struct Mirror {
     /// Updates to send again because it restarted and lost its copies.
     pub backlog: VecDeque<Token>,
     pub up: bool,
+    /// Its mover belongs to the epoch.
+    pub member: bool,
+    /// And has done so since this epoch: its memory knows nothing of what is older.
+    pub since: Epoch,
+    /// All of what it had to say when it entered the epoch has come.
+    pub surveyed: bool,
+    /// By group: the parts of it that came.
+    pub surveys: BTreeMap<GroupId, Vec<bool>>,
 }
 
 impl Mirror {
+    /// Its mover does not belong to the epoch any more.
+    pub(super) fn leave(&mut self) {
+        self.up = false;
+        self.member = false;
+        self.in_flight = 0;
+        self.used_bytes = 0;
+        self.budget_bytes = 0;
+        self.forward_budget_bytes = 0;
+        self.backlog.clear();
+    }
+
     /// It granted so many bytes; some of them serve updates that are forwarded to it.
     pub(super) fn granted(&mut self, bytes: u64, forwards: bool) {
         self.forward_budget_bytes = match (self.is_target, forwards) {
@@ -144,6 +163,10 @@ mod tests {
             in_flight: 0,
             backlog: VecDeque::new(),
             up,
+            member: true,
+            since: Epoch(0),
+            surveyed: true,
+            surveys: BTreeMap::new(),
         }
     }
 

@@ -1,9 +1,11 @@
 //! What a primary shard does when a peer, or a whole group, loses its memory.
 
 use super::forward::TAG_FORWARD;
+use super::mirror_store::TAG_RESEND;
 use super::shard::PrimaryShard;
 use super::slab::{NIL, RELEASED, SAFE};
 use crate::proto::command::{Command, RecordRole, Report};
+use crate::proto::limits::OPEN_SETS_MAX;
 use crate::proto::message::{BrokenReason, FactsPart, Message};
 use crate::proto::types::{GroupId, SetId, ShardId};
 use alloc::vec::Vec;
@@ -43,7 +45,7 @@ impl PrimaryShard {
 
     /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
     pub fn handle_peer_up(&mut self, peer: ShardId) {
-        if peer == self.coordinator {
+        if peer == self.coordinator && self.recovery.is_none() {
             self.greet_coordinator();
         }
         if let Some(index) = self.mirrors.iter().position(|m| m.shard == peer) {
@@ -56,7 +58,7 @@ impl PrimaryShard {
 
     /// Tells a new coordinator what this shard knows of each group, so that it goes on where the
     /// last one stood.
-    fn greet_coordinator(&mut self) {
+    pub(super) fn greet_coordinator(&mut self) {
         let to = self.coordinator;
         for group in &self.groups {
             let message = match group.broken {
@@ -68,6 +70,16 @@ impl PrimaryShard {
                 },
             };
             self.commands.push_back(Command::Send { to, message });
+            // A shard that took part later than others has nothing in the sets before.
+            let open = group.sets.open().map_or(0, |s| s.id.0);
+            let oldest = group.confirmed.0.max(open.saturating_sub(2 * OPEN_SETS_MAX as u64));
+            for set in (oldest + 1..open).map(SetId) {
+                if group.broken.is_none() && !group.sets.iter().any(|own| own.id == set) {
+                    let facts = FactsPart { part: 0, parts: 1, facts: Vec::new() };
+                    let message = Message::Closed { group: group.id, set, facts };
+                    self.commands.push_back(Command::Send { to, message });
+                }
+            }
             for set in group.sets.iter().filter(|set| set.reported) {
                 for facts in FactsPart::split(&set.facts()) {
                     let message = Message::Closed { group: group.id, set: set.id, facts };
@@ -83,6 +95,9 @@ impl PrimaryShard {
         let bit = 1_u64 << index;
         self.taker_restarted(index as u8);
         let mirror = &mut self.mirrors[index];
+        if !mirror.member {
+            return;
+        }
         mirror.up = true;
         mirror.in_flight = 0;
         mirror.backlog.clear();
@@ -104,12 +119,19 @@ impl PrimaryShard {
             }
         }
         self.forwards_lost(index as u8);
+        let commands = &mut self.commands;
+        self.store.stop_resending(index as u8, |buf| commands.push_back(Command::Free { buf }));
+        self.survey(index);
         self.send_again(index);
     }
 
     pub(super) fn send_again(&mut self, index: usize) {
-        while self.mirrors[index].in_flight < self.in_flight_max {
+        while self.mirrors[index].up && self.mirrors[index].in_flight < self.in_flight_max {
             let Some(token) = self.mirrors[index].backlog.pop_front() else { return };
+            if (token.0 >> 32) as u8 == TAG_RESEND {
+                self.resend(index as u8, token);
+                continue;
+            }
             if (token.0 >> 32) as u8 == TAG_FORWARD {
                 self.mirrors[index].in_flight += u32::from(self.send_forward_again(token));
                 continue;

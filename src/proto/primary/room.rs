@@ -7,7 +7,7 @@
 use super::config::MirrorPolicy;
 use super::peers::{Mirror, choose};
 use super::shard::PrimaryShard;
-use super::slab::HERE;
+use super::slab::{ELSEWHERE, HERE};
 use crate::proto::command::Command;
 use crate::proto::message::Message;
 
@@ -22,6 +22,8 @@ pub enum Full {
     Mirrors,
     /// As many updates are forwarded as there may be.
     Forwards,
+    /// The volume is being taken over from a mover that failed, or nobody is responsible.
+    TakeOver,
 }
 
 /// The right to number one update, given by [`PrimaryShard::admit`] and good until the next input.
@@ -40,6 +42,7 @@ impl PrimaryShard {
     pub fn admit(&self, volume: u32, record_bytes: u32) -> Result<Admitted, Full> {
         match self.volumes[volume as usize].owner {
             HERE => self.admit_own(volume, record_bytes, None),
+            ELSEWHERE => Err(Full::TakeOver),
             owner => self.admit_forward(owner, record_bytes).map(|()| Admitted { mirrors: 0 }),
         }
     }
@@ -54,13 +57,16 @@ impl PrimaryShard {
         origin: Option<u8>,
     ) -> Result<Admitted, Full> {
         let group = &self.groups[self.volumes[volume as usize].group];
+        if !self.volumes[volume as usize].ready {
+            return Err(Full::TakeOver);
+        }
         if self.slab.is_full() {
             return Err(Full::Retained);
         }
         if group.broken.is_some() {
             return Ok(Admitted { mirrors: 0 });
         }
-        if group.sets.open().is_none() {
+        if group.sets.open().is_none() || group.joins {
             return Err(Full::NotStarted);
         }
         let first = match group.policy {

@@ -48,6 +48,22 @@ impl OwnSet {
         facts.digest = facts.digest.wrapping_add(digest_of(info));
     }
 
+    /// Counts a number whose update nobody has.
+    pub(super) fn gap(&mut self, volume: usize, seq: Seq) {
+        let facts = &mut self.facts[volume];
+        if facts.last == Seq(0) {
+            facts.first = seq;
+        }
+        facts.last = seq;
+        facts.voids.push(seq);
+    }
+
+    /// The last number of each volume that has any, by the volume's index.
+    pub(super) fn lasts(&self) -> impl Iterator<Item = (usize, Seq)> {
+        let all = self.facts.iter().enumerate();
+        all.filter(|(_, facts)| facts.last != Seq(0)).map(|(index, facts)| (index, facts.last))
+    }
+
     /// Takes the effect of an update out again: its number is void.
     pub(super) fn void(&mut self, volume: usize, info: &UpdateInfo) {
         let facts = &mut self.facts[volume];
@@ -131,8 +147,41 @@ impl OwnSets {
         self.sets.back_mut()
     }
 
+    /// Counts a recovered update, whose record takes `record_bytes`, into its set, which is here.
+    pub(super) fn recover(
+        &mut self,
+        volume: usize,
+        info: &UpdateInfo,
+        record_bytes: u32,
+    ) -> Option<&mut OwnSet> {
+        let set = self.sets.iter_mut().find(|set| set.id == info.set)?;
+        set.add(volume, info);
+        set.reported = false;
+        set.record_bytes += u64::from(record_bytes);
+        self.record_bytes += u64::from(record_bytes);
+        Some(set)
+    }
+
     /// Opens `id`, which is later than every other.
     pub(super) fn push(&mut self, id: SetId, now: Nanos) {
+        let set = self.fresh(id, now);
+        self.sets.push_back(set);
+    }
+
+    /// Makes sure that `id` is there, which is earlier than the open one: a set that this shard had
+    /// no part in until it took a volume over.
+    pub(super) fn ensure(&mut self, id: SetId, now: Nanos) {
+        let at = self.sets.partition_point(|set| set.id < id);
+        if self.sets.get(at).is_some_and(|set| set.id == id) {
+            return;
+        }
+        let mut set = self.fresh(id, now);
+        set.released = true;
+        set.switched = true;
+        self.sets.insert(at, set);
+    }
+
+    fn fresh(&mut self, id: SetId, now: Nanos) -> OwnSet {
         let mut set = self.spare.pop().unwrap_or_else(|| OwnSet {
             id,
             head: NIL,
@@ -170,7 +219,7 @@ impl OwnSets {
             facts.digest = 0;
             facts.voids.clear();
         }
-        self.sets.push_back(set);
+        set
     }
 
     #[inline]

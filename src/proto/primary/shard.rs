@@ -2,14 +2,15 @@
 
 use super::config::{MirrorPolicy, PrimaryConfig, VolumeConfig};
 use super::forward::{Forwards, TAG_FORWARD};
-use super::mirror_store::MirrorStore;
+use super::mirror_store::{MirrorStore, TAG_RESEND, UNKNOWN};
 use super::number::owner_index;
 use super::peers::{Mirror, Target, target_index};
 use super::sets::OwnSets;
 use super::slab::{
-    AT_BASE, DONE, FIRST_IN_RANGE, HERE, NOBODY, RELEASED, SAFE, Slab, TRAVELS, VOID,
+    AT_BASE, DONE, FIRST_IN_RANGE, HERE, NOBODY, RECOVERED, RELEASED, SAFE, Slab, TRAVELS, VOID,
 };
 use super::take::Arrived;
+use super::takeover::{Mark, Recovery, Standing, TAG_FENCE, TAG_RESTORE};
 use super::view::PrimaryCounters;
 use crate::proto::command::{Command, PayloadAt, RecordRole, Report, Token};
 use crate::proto::message::{BrokenReason, Message};
@@ -20,7 +21,7 @@ use crate::proto::types::{
     UpdateKind, VolumeId,
 };
 use crate::wire::update::UpdateInfo;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 /// Token tag of a base write; below it are mirror indices, from [`TAG_TARGET`] on target indices.
@@ -50,8 +51,18 @@ pub enum RecordVerdict {
 #[derive(Debug)]
 pub(super) struct Volume {
     pub(super) config: VolumeConfig,
-    /// [`HERE`], or the index of the mirror peer that is responsible.
+    /// [`HERE`], the index of the mirror peer that is responsible, or [`super::slab::ELSEWHERE`].
     pub(super) owner: u8,
+    /// The responsible shard itself.
+    pub(super) responsible: ShardId,
+    /// Whether updates are numbered: not while it is being taken over.
+    pub(super) ready: bool,
+    /// How far its take-over is.
+    pub(super) standing: Standing,
+    /// What is known of its numbers.
+    pub(super) mark: Mark,
+    /// The epoch in which the responsible shard has told its numbers.
+    pub(super) told: Epoch,
     pub(super) group: usize,
     pub(super) target: Option<u8>,
     pub(super) next_seq: Seq,
@@ -60,10 +71,15 @@ pub(super) struct Volume {
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) id: GroupId,
+    pub(super) copies: u32,
+    /// Copies beside this shard's, as far as there are members.
     pub(super) wanted_mirrors: u32,
     pub(super) policy: MirrorPolicy,
     pub(super) sets: OwnSets,
     pub(super) confirmed: SetId,
+    /// This shard had no set open when it entered the epoch: what it recovers lies in sets of others,
+    /// and it numbers nothing before the next boundary.
+    pub(super) joins: bool,
     pub(super) broken: Option<BrokenReason>,
 }
 
@@ -73,9 +89,13 @@ pub struct PrimaryShard {
     pub(super) me: ShardId,
     pub(super) coordinator: ShardId,
     pub(super) epoch: Epoch,
+    /// The epoch since which this shard's memory is whole.
+    pub(super) since: Epoch,
     pub(super) map_version: MapVersion,
-    pub(super) sabotage: Sabotage,
+    pub(in crate::proto) sabotage: Sabotage,
     pub(super) in_flight_max: u32,
+    /// Records take multiples of so many bytes in an arena.
+    pub(super) record_align: u32,
     pub(super) slab: Slab,
     pub(super) volumes: Vec<Volume>,
     /// Volume → its index in `volumes`, in order.
@@ -88,6 +108,14 @@ pub struct PrimaryShard {
     /// Forwarded updates without a number, oldest first.
     pub(super) arrived: VecDeque<Arrived>,
     pub(super) order: RangeOrder,
+    /// What members hold of volumes that this shard takes over; none when that is known.
+    pub(super) recovery: Option<Recovery>,
+    /// Forwarded updates that were recovered with a number: who took them, and their names there.
+    pub(super) recovered_forwards: Vec<(u8, ForwardId)>,
+    /// Updates lack copies for want of room.
+    pub(super) lone: bool,
+    /// Volumes that change hands in this epoch because their owner failed, ascending.
+    pub(super) moved: Vec<VolumeId>,
     /// Slots that became first in their range, drained at once; kept for its memory.
     woken: Vec<u32>,
     pub(super) commands: VecDeque<Command>,
@@ -113,6 +141,11 @@ impl PrimaryShard {
             .map(|volume| Volume {
                 config: *volume,
                 owner: owner_index(config, volume.owner),
+                responsible: volume.owner,
+                ready: true,
+                standing: Standing::Ready,
+                mark: Mark::before(volume.next_seq),
+                told: config.epoch,
                 group: group_index(volume.group),
                 target: volume
                     .target
@@ -129,10 +162,12 @@ impl PrimaryShard {
             .iter()
             .map(|group| Group {
                 id: group.id,
+                copies: u32::from(group.copies.max(1)),
                 wanted_mirrors: u32::from(group.copies.max(1)) - 1,
                 policy: group.policy,
                 sets: OwnSets::new(ids.clone()),
                 confirmed: SetId(0),
+                joins: false,
                 broken: config.unclean.then_some(BrokenReason::MoverRestarted),
             })
             .collect();
@@ -150,15 +185,21 @@ impl PrimaryShard {
                 in_flight: 0,
                 backlog: VecDeque::new(),
                 up: false,
+                member: true,
+                since: Epoch(0),
+                surveyed: true,
+                surveys: BTreeMap::new(),
             })
             .collect();
         Self {
             me: config.me,
             coordinator: config.coordinator,
             epoch: config.epoch,
+            since: Epoch(0),
             map_version: config.map_version,
             sabotage: config.sabotage,
             in_flight_max: config.in_flight_max,
+            record_align: config.record_align.max(1),
             slab: Slab::new(config.retained_max),
             volumes,
             by_id,
@@ -169,6 +210,10 @@ impl PrimaryShard {
             forwards: Forwards::new(config.forwards_max),
             arrived: VecDeque::with_capacity(config.forwards_max as usize),
             order: RangeOrder::with_capacity(1024),
+            recovery: None,
+            recovered_forwards: Vec::new(),
+            lone: false,
+            moved: Vec::new(),
             woken: Vec::with_capacity(64),
             commands: VecDeque::with_capacity(1024),
             counters: PrimaryCounters::default(),
@@ -178,9 +223,10 @@ impl PrimaryShard {
     /// The receiver of a record has stored it.
     #[inline]
     pub fn handle_delivered(&mut self, token: Token) {
-        if (token.0 >> 32) as u8 == TAG_FORWARD {
-            self.forward_delivered(token);
-            return;
+        match (token.0 >> 32) as u8 {
+            TAG_FORWARD => return self.forward_delivered(token),
+            TAG_RESEND => return self.resend_delivered(token),
+            _ => {}
         }
         let Some((slot, tag)) = self.slab.resolve(token) else {
             debug_assert!(false, "a record is kept while it travels");
@@ -198,8 +244,11 @@ impl PrimaryShard {
         update.mirrors_pending &= !(1 << tag);
         update.mirrors_travelling &= !(1 << tag);
         let safe = update.mirrors_pending == 0 && !update.has(SAFE);
+        let again = update.mirrors_pending == 0 && update.has(RECOVERED | SAFE);
         if safe {
             self.became_safe(slot);
+        } else if again {
+            self.try_base(slot);
         }
         self.free_if_unused(slot);
         if more {
@@ -220,6 +269,9 @@ impl PrimaryShard {
     #[inline]
     pub(super) fn try_base(&mut self, slot: u32) {
         let update = self.slab.get(slot);
+        if update.has(RECOVERED) {
+            return self.try_restore(update.volume as usize);
+        }
         let safe = update.has(SAFE) || self.sabotage.is(Sabotage::BaseBeforeMirror);
         if !safe || !update.has(FIRST_IN_RANGE) || update.has(AT_BASE) {
             return;
@@ -254,10 +306,17 @@ impl PrimaryShard {
     /// The base has completed a write.
     #[inline]
     pub fn handle_written(&mut self, token: Token, status: NvmeStatus) {
-        let Some((slot, TAG_BASE)) = self.slab.resolve(token) else {
-            debug_assert!(false, "an update is kept until the base has completed it");
-            self.counters.unexpected += 1;
-            return;
+        if (token.0 >> 32) as u8 == TAG_FENCE {
+            return self.fenced(token.0 as u32, status);
+        }
+        let slot = match self.slab.resolve(token) {
+            Some((slot, TAG_BASE)) => slot,
+            Some((slot, TAG_RESTORE)) => return self.part_restored(slot, status),
+            _ => {
+                debug_assert!(false, "an update is kept until the base has completed it");
+                self.counters.unexpected += 1;
+                return;
+            }
         };
         if !status.is_ok() {
             self.void(slot, status);
@@ -267,7 +326,7 @@ impl PrimaryShard {
 
     /// The base refused the write: its number is void, and what the medium holds is unknown.
     #[cold]
-    fn void(&mut self, slot: u32, status: NvmeStatus) {
+    pub(super) fn void(&mut self, slot: u32, status: NvmeStatus) {
         let info = self.info(slot);
         let update = self.slab.get_mut(slot);
         update.flags |= VOID;
@@ -296,9 +355,11 @@ impl PrimaryShard {
 
     /// Completes the host command and lets go those that waited behind it.
     #[inline]
-    fn fate(&mut self, slot: u32, status: NvmeStatus) {
+    pub(super) fn fate(&mut self, slot: u32, status: NvmeStatus) {
         let update = self.slab.get_mut(slot);
         update.flags |= DONE;
+        let was_recovered = update.has(RECOVERED);
+        update.flags &= !RECOVERED;
         let (tag, set, volume) = (update.tag, update.set, update.volume as usize);
         match update.origin {
             HERE => {
@@ -313,7 +374,9 @@ impl PrimaryShard {
             }
         }
         let mut woken = core::mem::take(&mut self.woken);
-        self.order.finish(slot, |ready| woken.push(ready));
+        if !was_recovered {
+            self.order.finish(slot, |ready| woken.push(ready));
+        }
         for ready in &woken {
             self.slab.get_mut(*ready).flags |= FIRST_IN_RANGE;
         }
@@ -363,7 +426,8 @@ impl PrimaryShard {
         info: &UpdateInfo,
         buf: BufRef,
     ) -> RecordVerdict {
-        if info.epoch != self.epoch && !self.sabotage.is(Sabotage::IgnoreEpoch) {
+        // Its packets are of this epoch, or the link had refused them; what it says may be older.
+        if info.epoch > self.epoch && !self.sabotage.is(Sabotage::IgnoreEpoch) {
             self.counters.stale_epoch += 1;
             return RecordVerdict::StaleEpoch;
         }
@@ -371,6 +435,7 @@ impl PrimaryShard {
             RecordRole::Mirror => {}
             RecordRole::Forward => return self.take(from, info, buf),
             RecordRole::Numbered => return self.forward_numbered(from, info),
+            RecordRole::Resend => return self.recovered(from, info, buf),
             RecordRole::Transfer | RecordRole::SecondaryMirror | RecordRole::Answer => {
                 return RecordVerdict::NotNeeded;
             }
@@ -381,14 +446,28 @@ impl PrimaryShard {
         if self.store.is_full() {
             return RecordVerdict::Full;
         }
-        self.store.insert(from, *info, buf, None);
+        let volume = self.volume_index(info.volume).unwrap_or(UNKNOWN);
+        if let Some(volume) = self.volumes.get_mut(volume as usize) {
+            volume.mark.saw(info.seq);
+        }
+        self.store.insert(from, volume, *info, buf, None);
         self.counters.mirrored += 1;
         RecordVerdict::Kept
     }
 
     /// A control message from `from`, sent in `epoch`.
     pub fn handle_message(&mut self, now: Nanos, from: ShardId, epoch: Epoch, message: Message) {
-        if epoch != self.epoch && !self.sabotage.is(Sabotage::IgnoreEpoch) {
+        // Boundaries and surveys are of one epoch; what concerns single updates holds on, since
+        // links between members outlast it.
+        let of_epoch = !matches!(
+            message,
+            Message::Budget { .. }
+                | Message::Void { .. }
+                | Message::Forwarded { .. }
+                | Message::NotResponsible { .. }
+        );
+        let stale = if of_epoch { epoch != self.epoch } else { epoch > self.epoch };
+        if stale && !self.sabotage.is(Sabotage::IgnoreEpoch) {
             self.counters.stale_epoch += 1;
             return;
         }
@@ -397,6 +476,9 @@ impl PrimaryShard {
                 Some(mirror) => {
                     let forwards = self.volumes.iter().any(|volume| volume.owner != HERE);
                     mirror.granted(bytes, forwards);
+                    if self.lone {
+                        self.mirror_lone();
+                    }
                 }
                 None => self.counters.unexpected += 1,
             },
@@ -412,6 +494,10 @@ impl PrimaryShard {
             Message::Void { group, volume, set, seq } => self.store.void(group, set, volume, seq),
             Message::Resume { group, stored, .. } => self.resume_transfer(from, group, stored),
             Message::Broken { group, reason } => self.track(group, reason),
+            Message::Survey { group, confirmed, part, parts, ref volumes } => {
+                self.survey_arrived(now, from, group, confirmed, (part, parts), volumes);
+            }
+            Message::Marks { ref volumes } => self.marks_arrived(from, volumes),
             Message::Forwarded { .. } | Message::NotResponsible { .. } => {
                 self.handle_forwarding(from, &message);
             }
@@ -424,6 +510,7 @@ impl PrimaryShard {
             | Message::Applied { .. }
             | Message::PauseApply { .. }
             | Message::JournalRoom { .. }
+            | Message::Lead
             | Message::Stopping { .. }
             | Message::Ask { .. }
             | Message::Answered { .. } => self.counters.unexpected += 1,

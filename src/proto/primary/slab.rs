@@ -14,23 +14,27 @@ pub(super) const NIL: u32 = u32::MAX;
 pub(super) const HERE: u8 = u8::MAX;
 /// [`Update::origin`]: the shard that forwarded it has lost its memory; nobody waits.
 pub(super) const NOBODY: u8 = u8::MAX - 1;
+/// As the owner of a volume: neither this shard nor one of its mirror peers.
+pub(super) const ELSEWHERE: u8 = u8::MAX - 2;
 
 /// Enough copies hold the update.
-pub(super) const SAFE: u8 = 1;
+pub(super) const SAFE: u16 = 1;
 /// No earlier overlapping update is still on its way to the base.
-pub(super) const FIRST_IN_RANGE: u8 = 2;
+pub(super) const FIRST_IN_RANGE: u16 = 2;
 /// The base write was issued.
-pub(super) const AT_BASE: u8 = 4;
+pub(super) const AT_BASE: u16 = 4;
 /// The host was told; the update has its fate.
-pub(super) const DONE: u8 = 8;
+pub(super) const DONE: u16 = 8;
 /// The base write failed: the number is void.
-pub(super) const VOID: u8 = 16;
+pub(super) const VOID: u16 = 16;
 /// The set is confirmed, or the group tracks: the record goes as soon as nobody refers to it.
-pub(super) const RELEASED: u8 = 32;
+pub(super) const RELEASED: u16 = 32;
 /// Its record travels to the secondary.
-pub(super) const TRAVELS: u8 = 64;
+pub(super) const TRAVELS: u16 = 64;
 /// The secondary shard has stored it.
-pub(super) const TRANSFERRED: u8 = 128;
+pub(super) const TRANSFERRED: u16 = 128;
+/// It was recovered from a mover that failed, and its volume is not up to date yet (F5).
+pub(super) const RECOVERED: u16 = 256;
 
 /// One retained update.
 #[derive(Clone, Copy, Debug)]
@@ -60,11 +64,11 @@ pub(super) struct Update {
     pub generation: u32,
     pub kind: UpdateKind,
     pub fua: bool,
-    pub flags: u8,
+    pub flags: u16,
 }
 
 impl Update {
-    pub(super) fn has(&self, flags: u8) -> bool {
+    pub(super) fn has(&self, flags: u16) -> bool {
         self.flags & flags == flags
     }
 }
@@ -84,7 +88,7 @@ impl Slab {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.used == self.max
+        self.used >= self.max
     }
 
     /// Slots in use.
@@ -97,9 +101,9 @@ impl Slab {
         self.max
     }
 
-    /// Takes a slot for `update`, whose generation is set here. The caller made sure of room.
+    /// Takes a slot for `update`, whose generation is set here. The caller made sure of room, except
+    /// for what is recovered from a mover that failed: then the slab grows.
     pub(super) fn insert(&mut self, mut update: Update) -> u32 {
-        debug_assert!(!self.is_full());
         self.used += 1;
         if self.free == NIL {
             update.generation = 1;

@@ -25,16 +25,13 @@ impl PrimaryShard {
             return;
         }
         let open = self.groups[index].sets.open().map_or(SetId(0), |s| s.id);
-        if set > open {
-            // All have switched to the set before, or this word would not have been sent.
-            self.release(now, index, open);
-            let sets = &mut self.groups[index].sets;
-            if let Some(open) = sets.open_mut() {
-                open.switched = true;
-            }
-            sets.push(set, now);
-            self.map_version = map_version;
+        let joins = core::mem::take(&mut self.groups[index].joins);
+        if set == open && joins {
             self.commands.push_back(Command::Report(Report::SetOpened { group: id, set }));
+        }
+        if set > open {
+            self.switch_to(now, index, set);
+            self.map_version = map_version;
             if self.sabotage.is(Sabotage::ReleaseBeforeAllSwitched) {
                 self.release(now, index, set);
             }
@@ -42,6 +39,22 @@ impl PrimaryShard {
         let message = Message::Prepared { group: id, set };
         self.commands.push_back(Command::Send { to: self.coordinator, message });
         self.report_closed(index);
+    }
+
+    /// Opens `set`, which is later than the open one: numbers go into it from now on.
+    pub(super) fn switch_to(&mut self, now: Nanos, index: usize, set: SetId) {
+        let group = &mut self.groups[index];
+        let (id, open) = (group.id, group.sets.open().map_or(SetId(0), |s| s.id));
+        // All have switched to the set before, or the word for this one would not have been sent.
+        self.release(now, index, open);
+        let sets = &mut self.groups[index].sets;
+        if let Some(open) = sets.open_mut() {
+            open.switched = true;
+        }
+        sets.push(set, now);
+        if !self.groups[index].joins {
+            self.commands.push_back(Command::Report(Report::SetOpened { group: id, set }));
+        }
     }
 
     pub(super) fn release(&mut self, now: Nanos, index: usize, set: SetId) {
@@ -64,6 +77,10 @@ impl PrimaryShard {
     }
 
     pub(super) fn report_closed(&mut self, group: usize) {
+        if self.recovery.is_some() {
+            // More may belong to these sets: once that is known.
+            return;
+        }
         let group = &mut self.groups[group];
         for set in group.sets.iter_mut() {
             if set.switched && set.unfinished == 0 && !set.reported {
@@ -82,8 +99,14 @@ impl PrimaryShard {
         let Some(index) = self.group_index(id) else { return };
         self.groups[index].confirmed = self.groups[index].confirmed.max(set);
         while let Some(own) = self.groups[index].sets.pop_through(set) {
+            for (volume, last) in own.lasts() {
+                self.volumes[volume].mark.saw_confirmed(last);
+            }
             self.let_go(own.head);
             self.groups[index].sets.recycle(own);
+        }
+        if self.lone {
+            self.mirror_lone();
         }
     }
 

@@ -7,10 +7,10 @@
 use super::number::HostUpdate;
 use super::room::Admitted;
 use super::shard::{PrimaryShard, RecordVerdict};
-use super::slab::NOBODY;
+use super::slab::{HERE, NOBODY};
 use crate::proto::command::{Command, HostTag};
 use crate::proto::message::Message;
-use crate::proto::types::{BufRef, NvmeStatus, ShardId};
+use crate::proto::types::{BufRef, ForwardId, NvmeStatus, ShardId};
 use crate::wire::update::UpdateInfo;
 use alloc::vec::Vec;
 
@@ -23,7 +23,8 @@ pub struct Arrived {
     pub buf: BufRef,
     /// Index of the volume in [`super::PrimaryConfig::volumes`].
     pub volume: u32,
-    /// Index of the mirror peer that took it.
+    /// Index of the mirror peer that took it; [`HERE`] when this shard did, before it was
+    /// responsible.
     pub(super) from: u8,
 }
 
@@ -57,6 +58,10 @@ impl PrimaryShard {
                     return RecordVerdict::NotNeeded;
                 }
                 let from = peer as u8;
+                if self.recovered_forwards.contains(&(from, info.forward)) {
+                    // It has a number from the shard that failed, which is told again.
+                    return RecordVerdict::NotNeeded;
+                }
                 self.arrived.push_back(Arrived { info: *info, buf, volume, from });
                 RecordVerdict::Kept
             }
@@ -87,14 +92,18 @@ impl PrimaryShard {
         list_seq: impl FnOnce() -> u64,
     ) -> Option<(BufRef, UpdateInfo)> {
         let Arrived { info, buf, volume, from } = *self.arrived.front()?;
-        let Ok(Admitted { mirrors }) = self.admit_own(volume, stamp.record_bytes, Some(from))
-        else {
+        let peer = Some(from).filter(|from| *from != HERE);
+        let Ok(Admitted { mirrors }) = self.admit_own(volume, stamp.record_bytes, peer) else {
             self.handle_refused();
             return None;
         };
         self.arrived.pop_front();
+        let tag = match peer {
+            None => self.taken_back(info.forward)?,
+            Some(_) => HostTag(info.forward.0),
+        };
         let update = HostUpdate {
-            tag: HostTag(info.forward.0),
+            tag,
             volume,
             kind: info.kind,
             extent: info.extent,
@@ -115,12 +124,27 @@ impl PrimaryShard {
     /// mover is being stopped. What has no number has taken no effect, and will not.
     pub fn refuse_arrived(&mut self, status: NvmeStatus) {
         if let Some(arrived) = self.arrived.pop_front() {
-            let to = self.mirrors[usize::from(arrived.from)].shard;
             let forward = arrived.info.forward;
+            if arrived.from == HERE {
+                if let Some(slot) = self.forwards.find(forward) {
+                    self.answer(slot, status);
+                }
+                return;
+            }
+            let to = self.mirrors[usize::from(arrived.from)].shard;
             let message = Message::Forwarded { forward, status };
             self.commands.push_back(Command::Send { to, message });
             self.commands.push_back(Command::Free { buf: arrived.buf });
         }
+    }
+
+    /// Ends the forwarding of an update for which this shard is responsible by now; the source's
+    /// command.
+    fn taken_back(&mut self, id: ForwardId) -> Option<HostTag> {
+        let slot = self.forwards.find(id)?;
+        let forward = *self.forwards.at(slot);
+        self.forwards.remove(slot);
+        Some(forward.tag)
     }
 
     /// The peer at `index` lost its memory: nobody waits for what it forwarded. What has no number

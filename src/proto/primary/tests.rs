@@ -50,6 +50,7 @@ fn config(me: ShardId, other: ShardId, copies: u8) -> PrimaryConfig {
         mirrored_max: 64,
         forwards_max: 4,
         in_flight_max: 16,
+        record_align: 1,
         unclean: false,
         sabotage: Sabotage::None,
     }
@@ -329,7 +330,7 @@ fn copies_for_others_are_kept_until_their_set_is_confirmed() {
         RecordVerdict::Kept
     );
     assert_eq!(holder.mirrored().count(), 1);
-    let stale = UpdateInfo { epoch: Epoch(0), ..info };
+    let stale = UpdateInfo { epoch: Epoch(2), ..info };
     assert_eq!(
         holder.handle_record(P1, RecordRole::Mirror, &stale, BufRef(51)),
         RecordVerdict::StaleEpoch
@@ -528,7 +529,10 @@ fn an_unconfirmed_manifest_is_sent_again_to_a_restarted_secondary() {
     close(&mut engine, P2, 1);
     orders(&mut engine);
     engine.handle_peer_up(S1);
-    assert!(matches!(orders(&mut engine)[..], [(S1, Message::Manifest { set: SetId(1), .. })]));
+    assert!(matches!(
+        orders(&mut engine)[..],
+        [(S1, Message::Lead), (S1, Message::Manifest { set: SetId(1), .. })]
+    ));
 }
 
 #[test]
@@ -546,6 +550,11 @@ fn a_new_coordinator_finishes_the_boundary_that_was_left_half_done() {
     prepared(&mut engine, P1, 4);
     orders(&mut engine);
     close(&mut engine, P2, 3);
+    assert_eq!(orders(&mut engine), [], "sets are formed in their order");
+    for set in [1, 2] {
+        close(&mut engine, P1, set);
+        close(&mut engine, P2, set);
+    }
     let sent = orders(&mut engine);
     assert!(
         sent.iter().any(|m| matches!(m.1, Message::Manifest { set: SetId(3), .. })),

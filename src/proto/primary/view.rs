@@ -33,6 +33,8 @@ pub struct PrimaryCounters {
     pub overlaps: u64,
     /// Records sent to the secondary, again after a restart included.
     pub transfers: u64,
+    /// Copies sent to shards that took volumes over (F5).
+    pub resent: u64,
     /// Messages and records refused because of their epoch.
     pub stale_epoch: u64,
     /// Messages that named something unknown.

@@ -193,6 +193,7 @@ impl SecondaryCoordinator {
     pub fn wants(&self, from: ShardId, message: &Message) -> bool {
         match message {
             Message::Manifest { .. } => from != self.config.me,
+            Message::Lead => !self.config.shards.contains(&from),
             Message::Stored { .. }
             | Message::Applied { .. }
             | Message::Resume { .. }
@@ -204,8 +205,17 @@ impl SecondaryCoordinator {
     }
 
     /// A message that [`SecondaryCoordinator::wants`] accepts.
-    pub fn handle_message(&mut self, _now: Nanos, from: ShardId, message: Message) {
+    pub fn handle_message(&mut self, now: Nanos, from: ShardId, message: Message) {
         let shard = self.config.shards.iter().position(|shard| *shard == from);
+        if shard.is_none()
+            && matches!(message, Message::Lead | Message::Manifest { .. })
+            && from != self.config.primary_coordinator
+        {
+            // Another shard of the primary site forms the sets from now on: those of an epoch that
+            // is over are not heard any more. Its messages come in any order.
+            self.config.primary_coordinator = from;
+            self.handle_peer_up(now, from);
+        }
         let from_primary = from == self.config.primary_coordinator;
         let known = |group: &GroupId| self.groups.contains_key(group);
         match (message, shard) {
@@ -214,6 +224,7 @@ impl SecondaryCoordinator {
             {
                 self.handle_manifest(group, set, cut_time_ns, facts);
             }
+            (Message::Lead, None) => {}
             (Message::Stored { group, set }, Some(shard)) if known(&group) => {
                 self.update(group, shard, |row| row.stored = row.stored.max(set));
             }

@@ -83,8 +83,6 @@ pub enum Receipt {
 pub enum Refusal {
     /// The volume is not this shard's, or not the group's.
     UnknownVolume,
-    /// It carries another epoch (invariant 9).
-    Epoch,
     /// Records do not come here in this role.
     Role,
     /// Its range or block size does not fit the volume, or it has no number.
@@ -332,6 +330,11 @@ impl Secondary {
                 command => return Some(command),
             }
         }
+    }
+
+    /// The rule that is broken on purpose.
+    pub(super) fn sabotage(&self) -> Sabotage {
+        self.sabotage
     }
 
     /// The shard, for status.

@@ -142,8 +142,7 @@ impl SecondaryShard {
         let Some(index) = self.volume_index(volume) else { return };
         let group = usize::from(self.volumes[index].group);
         let ahead = info.set.0.saturating_sub(self.groups[group].stored.0);
-        if info.epoch != self.config.epoch
-            || info.set <= self.groups[group].stored
+        if info.set <= self.groups[group].stored
             || ahead > SETS_AHEAD_MAX
             || self.groups[group].id != info.group
             || !self.volumes[index].window.reaches(seq, RETAINED_UPDATES_MAX as u64)

@@ -163,19 +163,17 @@ impl SecondaryShard {
         info: &UpdateInfo,
         buf: BufRef,
     ) -> Receipt {
-        let result =
-            if info.epoch != self.config.epoch && !self.config.sabotage.is(Sabotage::IgnoreEpoch) {
-                Err(Refusal::Epoch)
-            } else {
-                match role {
-                    RecordRole::Transfer => self.take_own(now, info, buf),
-                    RecordRole::SecondaryMirror => self.take_kept(info, buf),
-                    RecordRole::Mirror
-                    | RecordRole::Forward
-                    | RecordRole::Numbered
-                    | RecordRole::Answer => Err(Refusal::Role),
-                }
-            };
+        // The epoch in which it was numbered says nothing: what its owner has not sent, the one who
+        // took its volume over does. Packets of movers left behind do not get here.
+        let result = match role {
+            RecordRole::Transfer => self.take_own(now, info, buf),
+            RecordRole::SecondaryMirror => self.take_kept(info, buf),
+            RecordRole::Mirror
+            | RecordRole::Forward
+            | RecordRole::Numbered
+            | RecordRole::Answer
+            | RecordRole::Resend => Err(Refusal::Role),
+        };
         match result {
             Ok(true) => Receipt::Accepted,
             Ok(false) => {

@@ -282,6 +282,7 @@ impl Pair {
                     node.dropped.insert(tag.id);
                 }
                 Event::Abandoned { buf } => assert!(node.partial.remove(&buf.0).is_some()),
+                Event::Closed => panic!("nobody closes these links"),
                 Event::Up { peer } => {
                     assert!(peer.get() > node.peer);
                     assert!(node.waiting.is_empty() && node.outgoing.is_empty());

@@ -37,5 +37,6 @@ fn a_broken_word_stops_the_group_everywhere() {
     assert_eq!(engine.next_timeout(), Nanos::NEVER);
     engine.handle_peer_up(S1);
     engine.handle_peer_up(P2);
-    assert_eq!(orders(&mut engine), [(S1, broken.clone()), (P2, broken)]);
+    let lead = (S1, Message::Lead);
+    assert_eq!(orders(&mut engine), [lead, (S1, broken.clone()), (P2, broken)]);
 }

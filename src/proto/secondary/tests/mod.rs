@@ -162,6 +162,7 @@ fn kinds(commands: &[Command]) -> Vec<&'static str> {
             Command::Send { .. } => "send",
             Command::SendRecord { .. } => "send record",
             Command::Write { .. } => "write",
+            Command::Restore { .. } | Command::Fence { .. } => "take-over",
             Command::CompleteHost { .. } => "complete",
             Command::Free { .. } => "free",
             Command::Journal { entry: JournalEntry::Record { .. }, .. } => "journal record",

@@ -494,7 +494,9 @@ impl Site {
                 let node = self.node(at);
                 node.retired = node.retired.max(before);
             }
-            Command::CompleteHost { .. } => return Err("there is no host here".into()),
+            Command::CompleteHost { .. } | Command::Restore { .. } | Command::Fence { .. } => {
+                return Err("there is no host here, and nothing is taken over".into());
+            }
             Command::Report(report) => {
                 use crate::proto::command::Report;
                 if let Report::Broken { group, .. } = report {

@@ -1,0 +1,181 @@
+//! Who belongs to the primary site, and who is responsible for what: the record that is agreed
+//! upon once per epoch (invariants 4 and 9), and how the next one follows from it (F3, F4, F5).
+//!
+//! The record lives in the cluster's store, where a compare-and-swap on the epoch decides between
+//! movers that want different ones; every mover acts only upon what the store has. This module
+//! computes; it does not decide when.
+
+use super::types::{Epoch, MapVersion, MoverId, ShardId, VolumeId};
+use alloc::vec::Vec;
+
+/// What all members of a site agree upon in one epoch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SiteRecord {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The version of the map below.
+    pub map_version: MapVersion,
+    /// The members, ascending.
+    pub members: Vec<MoverId>,
+    /// The epoch since which each of them takes part without interruption, in the same order: what is
+    /// older than that its memory does not know of.
+    pub since: Vec<Epoch>,
+    /// The shard whose poller runs the boundaries.
+    pub coordinator: ShardId,
+    /// The responsible shard of every volume, ascending by volume.
+    pub owners: Vec<(VolumeId, ShardId)>,
+    /// Volumes whose former owner failed and whose new one may not have brought them up to date
+    /// yet, ascending.
+    pub moved: Vec<VolumeId>,
+    /// Movers that have failed since everything was last held by as many movers as it should be.
+    pub failures: u8,
+}
+
+/// What makes the next epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// Members that are excluded.
+    pub failed: &'a [MoverId],
+    /// Movers that take part from now on, with empty memories.
+    pub joined: &'a [MoverId],
+    /// In the present epoch every volume is up to date at its owner, and every update is held by as
+    /// many members as it should be.
+    pub whole: bool,
+    /// The one that takes everything over (F5); all others share when it is none, or not there.
+    pub spare: Option<MoverId>,
+}
+
+impl SiteRecord {
+    /// The shard responsible for a volume.
+    #[must_use]
+    pub fn owner(&self, volume: VolumeId) -> Option<ShardId> {
+        let at = self.owners.binary_search_by_key(&volume, |(id, _)| *id).ok()?;
+        Some(self.owners[at].1)
+    }
+
+    /// The epoch since which a member takes part without interruption.
+    #[must_use]
+    pub fn since(&self, mover: MoverId) -> Option<Epoch> {
+        let at = self.members.binary_search(&mover).ok()?;
+        self.since.get(at).copied()
+    }
+
+    /// The record of the next epoch; none when nobody would be left. Volumes of movers that failed
+    /// go to the same lane (poller index modulo pollers) of the member with the least `load`
+    /// including what it is given here, which is counted in the unit that `weight` is in.
+    #[must_use]
+    pub fn next(
+        &self,
+        change: &Change<'_>,
+        pollers: impl Fn(MoverId) -> u8,
+        weight: impl Fn(VolumeId) -> u64,
+    ) -> Option<Self> {
+        let failed = |mover: &MoverId| change.failed.contains(mover);
+        let mut members: Vec<MoverId> =
+            self.members.iter().copied().filter(|mover| !failed(mover)).collect();
+        let stayed = members.clone();
+        members.extend(change.joined.iter().filter(|mover| !self.members.contains(mover)));
+        members.sort_unstable();
+        members.dedup();
+        let epoch = Epoch(self.epoch.0 + 1);
+        let since = members.iter().map(|mover| self.since(*mover).unwrap_or(epoch)).collect();
+        let first = *stayed.first()?;
+        let mut loads: Vec<(MoverId, u64)> = stayed.iter().map(|mover| (*mover, 0)).collect();
+        for (volume, owner) in &self.owners {
+            if let Some(load) = loads.iter_mut().find(|(mover, _)| *mover == owner.mover) {
+                load.1 += weight(*volume);
+            }
+        }
+        let spare = change.spare.filter(|spare| stayed.contains(spare));
+        let mut moved = if change.whole { Vec::new() } else { self.moved.clone() };
+        let mut owners = self.owners.clone();
+        for (volume, owner) in owners.iter_mut().filter(|(_, owner)| failed(&owner.mover)) {
+            let least = loads.iter_mut().min_by_key(|(mover, load)| (*load, *mover));
+            let to = match (spare, least) {
+                (Some(spare), _) => spare,
+                (None, Some((mover, load))) => {
+                    *load += weight(*volume);
+                    *mover
+                }
+                (None, None) => return None,
+            };
+            *owner = ShardId { mover: to, poller: owner.poller % pollers(to).max(1) };
+            moved.push(*volume);
+        }
+        moved.sort_unstable();
+        moved.dedup();
+        let before = if change.whole { 0 } else { self.failures };
+        let coordinator = if failed(&self.coordinator.mover) {
+            ShardId { mover: first, poller: 0 }
+        } else {
+            self.coordinator
+        };
+        let map_version = if owners == self.owners {
+            self.map_version
+        } else {
+            MapVersion(self.map_version.0 + 1)
+        };
+        Some(Self {
+            epoch,
+            map_version,
+            members,
+            since,
+            coordinator,
+            owners,
+            moved,
+            failures: before.saturating_add(change.failed.len().min(255) as u8),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    fn record() -> SiteRecord {
+        let owner = |volume: u32| (VolumeId(volume), ShardId::new((volume % 3) as u16, 1));
+        SiteRecord {
+            epoch: Epoch(7),
+            map_version: MapVersion(3),
+            members: vec![MoverId(0), MoverId(1), MoverId(2)],
+            since: vec![Epoch(7); 3],
+            coordinator: ShardId::new(0, 0),
+            owners: (0..6).map(owner).collect(),
+            moved: Vec::new(),
+            failures: 0,
+        }
+    }
+
+    fn next(record: &SiteRecord, change: &Change<'_>) -> SiteRecord {
+        record.next(change, |_| 2, |_| 1).expect("somebody is left")
+    }
+
+    const NONE: Change<'static> = Change { failed: &[], joined: &[], whole: true, spare: None };
+
+    #[test]
+    fn what_a_failed_mover_had_is_shared_by_the_others() {
+        let after = next(&record(), &Change { failed: &[MoverId(0)], ..NONE });
+        assert_eq!((after.epoch, after.map_version, after.failures), (Epoch(8), MapVersion(4), 1));
+        assert_eq!(after.coordinator, ShardId::new(1, 0));
+        assert_eq!(after.moved, [VolumeId(0), VolumeId(3)]);
+        assert_eq!(after.owner(VolumeId(0)), Some(ShardId::new(1, 1)));
+        assert_eq!(after.owner(VolumeId(3)), Some(ShardId::new(2, 1)));
+        let spare = Change { failed: &[MoverId(0)], spare: Some(MoverId(2)), ..NONE };
+        let after = next(&record(), &spare);
+        assert!([0, 3].iter().all(|v| after.owner(VolumeId(*v)) == Some(ShardId::new(2, 1))));
+    }
+
+    #[test]
+    fn failures_add_up_until_everything_is_whole_again() {
+        let one = next(&record(), &Change { failed: &[MoverId(0)], ..NONE });
+        let again = next(&one, &Change { failed: &[MoverId(1)], whole: false, ..NONE });
+        assert_eq!(again.failures, 2);
+        assert_eq!(again.moved.len(), 4, "also what was under way: {:?}", again.moved);
+        let healed = next(&one, &Change { joined: &[MoverId(0)], ..NONE });
+        assert_eq!((healed.failures, healed.moved.len(), healed.members.len()), (0, 0, 3));
+        assert_eq!(healed.since, [Epoch(9), Epoch(7), Epoch(7)]);
+        assert_eq!(healed.map_version, one.map_version, "nothing moves by joining");
+        assert!(again.next(&Change { failed: &[MoverId(2)], ..NONE }, |_| 1, |_| 1).is_none());
+    }
+}

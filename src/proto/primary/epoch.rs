@@ -1,0 +1,381 @@
+//! A new epoch at a primary shard (invariant 9): who left, who is responsible now, which updates
+//! lack copies, and what others are told of it (F5).
+//!
+//! Links between members outlast an epoch, and with them every update that only members have to do
+//! with. What was under way to or from a mover that left is settled here at once: its copies are
+//! made again elsewhere, what it forwarded has nobody waiting, what was forwarded to it goes to
+//! whoever is responsible now. Its volumes are taken over in [`super::takeover`].
+
+use super::mirror_store::Mirrored;
+use super::shard::PrimaryShard;
+use super::slab::{ELSEWHERE, HERE, NOBODY, RELEASED, SAFE};
+use super::take::Arrived;
+use super::takeover::Standing;
+use crate::proto::command::Command;
+use crate::proto::limits::FACTS_PER_PART;
+use crate::proto::membership::SiteRecord;
+use crate::proto::message::{BrokenReason, Held, Message};
+use crate::proto::types::{Nanos, Seq, ShardId, VolumeId};
+use crate::wire::update::UpdateInfo;
+use alloc::vec::Vec;
+
+impl PrimaryShard {
+    /// Enters the epoch that `record` describes, if it is later than the present one. The caller
+    /// has closed the links to movers that do not belong to it, and lets the links to the others
+    /// carry the new epoch from now on.
+    pub fn enter(&mut self, now: Nanos, record: &SiteRecord) {
+        if record.epoch <= self.epoch {
+            return;
+        }
+        self.epoch = record.epoch;
+        self.map_version = record.map_version;
+        self.coordinator = record.coordinator;
+        self.since = record.since(self.me.mover).unwrap_or(record.epoch);
+        self.moved.clone_from(&record.moved);
+        self.recovered_forwards.clear();
+        let mut gone = 0_u64;
+        let mut members = 1;
+        for (index, mirror) in self.mirrors.iter_mut().enumerate() {
+            if let Some(since) = record.since(mirror.shard.mover) {
+                mirror.member = true;
+                mirror.since = since;
+                members += 1;
+            } else {
+                gone |= u64::from(mirror.member) << index;
+                mirror.leave();
+            }
+            mirror.surveyed = !mirror.member;
+            mirror.surveys.clear();
+        }
+        for group in &mut self.groups {
+            group.joins |= group.sets.open().is_none();
+            group.wanted_mirrors = group.copies.min(members) - 1;
+            if u32::from(record.failures) >= group.copies && group.broken.is_none() {
+                let reason = BrokenReason::MoversLost;
+                let message = Message::Broken { group: group.id, reason };
+                self.commands.push_back(Command::Send { to: self.coordinator, message });
+            }
+        }
+        self.map_changed(record);
+        self.takers_left(gone);
+        self.lone = false;
+        self.copies_left(gone);
+        self.stop_resending(gone);
+        self.recharge_copies();
+        self.forwards_stranded(gone);
+        self.recheck_restores();
+        self.begin_recovery(now);
+        for index in 0..self.mirrors.len() {
+            if self.mirrors[index].up {
+                self.survey(index);
+            }
+        }
+        for index in 0..self.mirrors.len() {
+            self.send_again(index);
+        }
+        self.advance_recovery();
+        if self.recovery.is_none() {
+            self.greet_coordinator();
+        }
+    }
+
+    /// Whether this shard has heard every member of the epoch, is up to date with all its volumes,
+    /// and has as many copies of everything as it should have: then as many movers may fail as the
+    /// groups have spare copies.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.recovery.is_none()
+            && self.mirrors.iter().all(|mirror| mirror.surveyed)
+            && self.volumes.iter().all(|volume| match volume.owner {
+                HERE => volume.ready,
+                ELSEWHERE => true,
+                _ => volume.told == self.epoch,
+            })
+            && self.slab.used_slots().all(|slot| {
+                let update = self.slab.get(slot);
+                let group = &self.groups[self.volumes[update.volume as usize].group];
+                update.has(RELEASED)
+                    || !update.has(SAFE)
+                    || group.broken.is_some()
+                    || update.mirrors_pending == 0
+                        && update.mirrors.count_ones() >= group.wanted_mirrors
+            })
+    }
+
+    /// The volumes that are being taken over here: those of which not everything is gathered, and
+    /// those whose base is not up to date.
+    pub fn not_ready(&self) -> impl Iterator<Item = (VolumeId, bool)> {
+        let volumes = self.volumes.iter().filter(|volume| !volume.ready);
+        volumes.map(|volume| (volume.config.id, matches!(volume.standing, Standing::Gathering)))
+    }
+
+    /// By mirror peer: records under way there, and records that wait.
+    pub fn under_way(&self) -> impl Iterator<Item = (ShardId, bool, u32, usize)> {
+        self.mirrors.iter().map(|m| (m.shard, m.up, m.in_flight, m.backlog.len()))
+    }
+
+    /// The shards of other members that this one has not heard in the epoch.
+    pub fn unheard(&self) -> impl Iterator<Item = ShardId> {
+        self.mirrors.iter().filter(|mirror| !mirror.surveyed).map(|mirror| mirror.shard)
+    }
+
+    fn map_changed(&mut self, record: &SiteRecord) {
+        for volume in &mut self.volumes {
+            let Some(owner) = record.owner(volume.config.id) else { continue };
+            let index = if owner == self.me {
+                HERE
+            } else {
+                let peer = self.mirrors.iter().position(|mirror| mirror.shard == owner);
+                peer.map_or(ELSEWHERE, |peer| peer as u8)
+            };
+            if index == HERE && volume.owner != HERE {
+                volume.ready = false;
+                volume.standing = Standing::Gathering;
+            }
+            volume.owner = index;
+            volume.responsible = owner;
+        }
+    }
+
+    /// Nobody waits for what movers that left had forwarded.
+    fn takers_left(&mut self, gone: u64) {
+        let commands = &mut self.commands;
+        self.arrived.retain(|arrived| {
+            let left = is_in(gone, arrived.from);
+            if left {
+                commands.push_back(Command::Free { buf: arrived.buf });
+            }
+            !left
+        });
+        let slots: Vec<u32> = self.slab.used_slots().collect();
+        for slot in slots {
+            let update = self.slab.get_mut(slot);
+            if is_in(gone, update.origin) {
+                update.origin = NOBODY;
+            }
+        }
+    }
+
+    /// Copies at movers that left do not count any more: others get one instead.
+    fn copies_left(&mut self, gone: u64) {
+        let slots: Vec<u32> = self.slab.used_slots().collect();
+        for slot in slots {
+            let update = self.slab.get_mut(slot);
+            update.mirrors &= !gone;
+            update.mirrors_pending &= !gone;
+            update.mirrors_travelling &= !gone;
+            if update.has(RELEASED) {
+                self.free_if_unused(slot);
+                continue;
+            }
+            self.mirror_again(slot);
+            let update = self.slab.get(slot);
+            if update.mirrors_pending == 0 && !update.has(SAFE) {
+                self.became_safe(slot);
+            }
+        }
+    }
+
+    /// Queues further copies of an update, until there are as many as there should be. One that was
+    /// safe already waits for room within what others granted, since its set is closed without that;
+    /// one that was not gets its copies at once, or its set would never be.
+    pub(super) fn mirror_again(&mut self, slot: u32) {
+        let update = self.slab.get(slot);
+        let was_safe = update.has(SAFE);
+        let group = &self.groups[self.volumes[update.volume as usize].group];
+        if group.broken.is_some() {
+            return;
+        }
+        let (wanted, bytes) = (group.wanted_mirrors, u64::from(update.record_bytes));
+        while self.slab.get(slot).mirrors.count_ones() < wanted {
+            let has = self.slab.get(slot).mirrors;
+            let others = self.mirrors.iter().enumerate();
+            let free = others.filter(|(index, mirror)| {
+                let room = !was_safe || mirror.takes(bytes as u32, u32::MAX);
+                mirror.member && mirror.is_target && room && has & 1 << index == 0
+            });
+            let least = free.min_by_key(|(_, mirror)| mirror.used_bytes).map(|(index, _)| index);
+            let Some(index) = least else {
+                self.lone = true;
+                return;
+            };
+            self.mirrors[index].used_bytes += bytes;
+            let update = self.slab.get_mut(slot);
+            update.mirrors |= 1 << index;
+            update.mirrors_pending |= 1 << index;
+            let token = self.slab.token(slot, index as u8);
+            self.mirrors[index].backlog.push_back(token);
+        }
+    }
+
+    /// There may be room for copies that lacked it.
+    #[cold]
+    pub(super) fn mirror_lone(&mut self) {
+        self.lone = false;
+        for slot in self.retained_slots() {
+            if !self.slab.get(slot).has(RELEASED) {
+                self.mirror_again(slot);
+            }
+        }
+        for index in 0..self.mirrors.len() {
+            self.send_again(index);
+        }
+    }
+
+    fn stop_resending(&mut self, gone: u64) {
+        for index in 0..self.mirrors.len() {
+            if is_in(gone, index as u8) {
+                let commands = &mut self.commands;
+                self.store.stop_resending(index as u8, |buf| {
+                    commands.push_back(Command::Free { buf });
+                });
+            }
+        }
+    }
+
+    /// Copies of volumes that have a new owner are charged against what that one granted.
+    fn recharge_copies(&mut self) {
+        let Self { store, volumes, mirrors, .. } = self;
+        let has_moved = |copy: &Mirrored| {
+            let volume = volumes.get(copy.volume as usize);
+            volume.is_some_and(|volume| volume.responsible != copy.from)
+        };
+        for slot in store.find(has_moved) {
+            let copy = store.get_mut(slot);
+            let volume = &volumes[copy.volume as usize];
+            copy.from = volume.responsible;
+            if let Some((peer, bytes)) = copy.charge {
+                mirrors[usize::from(peer)].forwarded_bytes -= u64::from(bytes);
+                let to = mirrors.get_mut(usize::from(volume.owner));
+                copy.charge = to.map(|mirror| {
+                    mirror.forwarded_bytes += u64::from(bytes);
+                    (volume.owner, bytes)
+                });
+            }
+        }
+    }
+
+    /// What was forwarded to movers that left goes to whoever is responsible now. What has a number
+    /// is recovered there, and answered from there.
+    fn forwards_stranded(&mut self, gone: u64) {
+        let mut slots = Vec::new();
+        for index in 0..self.mirrors.len() {
+            if is_in(gone, index as u8) {
+                slots.extend(self.forwards.sent_to(index as u8));
+            }
+        }
+        for slot in slots {
+            let forward = self.forwards.at_mut(slot);
+            forward.travels = false;
+            let owner = self.volumes[forward.volume as usize].owner;
+            if forward.answered {
+                self.settle_forward(slot);
+            } else if forward.numbered {
+                forward.stranded = true;
+                if forward.dropped {
+                    // Its set is confirmed, so it has its fate.
+                    self.answer(slot, crate::proto::types::NvmeStatus::SUCCESS);
+                } else {
+                    self.forwards.at_mut(slot).to = owner;
+                }
+            } else if owner == HERE {
+                self.take_back(slot);
+            } else if owner == ELSEWHERE {
+                self.answer(slot, crate::proto::types::NvmeStatus::ANA_TRANSITION);
+            } else {
+                forward.redirect = Some(owner);
+                self.redirect(slot);
+            }
+        }
+    }
+
+    /// An update that was forwarded and has no number: this shard is responsible for it now.
+    fn take_back(&mut self, slot: u32) {
+        let id = self.forwards.id(slot);
+        let forward = *self.forwards.at(slot);
+        if let Some(peer) = self.mirrors.get_mut(usize::from(forward.to)) {
+            peer.forwarded_bytes -= u64::from(forward.record_bytes);
+        }
+        self.forwards.at_mut(slot).to = HERE;
+        let volume = &self.volumes[forward.volume as usize].config;
+        let info = UpdateInfo {
+            kind: forward.kind,
+            fua: forward.fua,
+            payload_crc: forward.payload_crc,
+            payload_len: forward.payload_len,
+            volume: volume.id,
+            group: volume.group,
+            origin: self.me.mover,
+            owner: self.me,
+            epoch: self.epoch,
+            map_version: self.map_version,
+            set: crate::proto::types::SetId(0),
+            seq: Seq(0),
+            extent: forward.extent,
+            block_bytes: volume.block_bytes,
+            list_seq: 0,
+            time_ns: 0,
+            time_error_ns: 0,
+            forward: id,
+        };
+        let (buf, volume) = (forward.buf, forward.volume);
+        self.arrived.push_back(Arrived { info, buf, volume, from: HERE });
+    }
+
+    /// Tells the peer at `index` what this shard knows of its own volumes' numbers, and how many
+    /// copies it sends it of volumes that the peer takes over; queues these.
+    pub(super) fn survey(&mut self, index: usize) {
+        let to = self.mirrors[index].shard;
+        let mut copies = alloc::vec![0_u32; self.volumes.len()];
+        for slot in self.copies_for(index as u8) {
+            let copy = self.store.get_mut(slot);
+            copy.owed_to = Some(index as u8);
+            copies[copy.volume as usize] += 1;
+            let token = self.store.token(slot);
+            self.mirrors[index].backlog.push_back(token);
+        }
+        for (group_index, group) in self.groups.iter().enumerate() {
+            let mut held: Vec<Held> = self.own_marks(|v| v.group == group_index).collect();
+            let of_group = self.volumes.iter().zip(&copies);
+            for (volume, copies) in of_group.filter(|(volume, _)| volume.group == group_index) {
+                let id = volume.config.id;
+                if usize::from(volume.owner) == index && self.is_moved(id) {
+                    let (last, confirmed) = (volume.mark.last, volume.mark.confirmed);
+                    held.push(Held { volume: id, copies: *copies, last, confirmed });
+                }
+            }
+            let mut parts: Vec<Vec<Held>> =
+                held.chunks(FACTS_PER_PART).map(<[Held]>::to_vec).collect();
+            if parts.is_empty() {
+                parts.push(Vec::new());
+            }
+            let count = parts.len() as u16;
+            for (part, volumes) in parts.into_iter().enumerate() {
+                let message = Message::Survey {
+                    group: group.id,
+                    confirmed: group.confirmed,
+                    part: part as u16,
+                    parts: count,
+                    volumes,
+                };
+                self.commands.push_back(Command::Send { to, message });
+            }
+        }
+    }
+
+    /// The copies here of volumes that the peer at `index` takes over.
+    fn copies_for(&self, index: u8) -> Vec<u32> {
+        self.store.find(|copy: &Mirrored| {
+            let volume = self.volumes.get(copy.volume as usize);
+            volume.is_some_and(|volume| volume.owner == index && self.is_moved(volume.config.id))
+        })
+    }
+
+    pub(super) fn is_moved(&self, volume: VolumeId) -> bool {
+        self.moved.binary_search(&volume).is_ok()
+    }
+}
+
+fn is_in(mask: u64, index: u8) -> bool {
+    index < 64 && mask & 1 << index != 0
+}

@@ -1,0 +1,206 @@
+//! Bringing a base up to date after a take-over (F5): the last part of what
+//! [`super::takeover`] describes.
+//!
+//! The base gets the newest version of each block and nothing else, so the parts that are written do
+//! not overlap and need no order among one another. All recovered updates of a volume have their fate
+//! together, when the last part is on the base.
+
+use super::shard::PrimaryShard;
+use super::slab::{DONE, VOID};
+use super::takeover::{Standing, TAG_FENCE, TAG_RESTORE};
+use crate::proto::command::{Command, Report, Token};
+use crate::proto::sabotage::Sabotage;
+use crate::proto::types::{Extent, NvmeStatus};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// The bringing up to date of a base.
+#[derive(Debug)]
+pub(super) struct Restore {
+    /// The recovered updates, ascending by number.
+    slots: Vec<u32>,
+    /// What the base gets: parts that do not overlap.
+    parts: Vec<Part>,
+    /// The updates before this one are known to be held as often as they should be.
+    safe: usize,
+    fenced: bool,
+    issued: bool,
+    /// Parts under way.
+    outstanding: usize,
+}
+
+impl Restore {
+    /// Of the recovered updates in `slots`, of which `parts` go to the base.
+    pub(super) fn new(slots: Vec<u32>, parts: Vec<Part>) -> Self {
+        Self { slots, parts, safe: 0, fenced: false, issued: false, outstanding: 0 }
+    }
+}
+
+/// Blocks of one recovered update.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    slot: u32,
+    extent: Extent,
+}
+
+impl PrimaryShard {
+    /// Of all recovered updates the blocks that no later one covers.
+    pub(super) fn newest_parts(&self, slots: &[u32]) -> Vec<Part> {
+        let mut covered: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut parts = Vec::new();
+        for slot in slots.iter().rev() {
+            let update = self.slab.get(*slot);
+            let extent = update.extent;
+            if update.has(VOID) {
+                continue;
+            }
+            if self.sabotage.is(Sabotage::RestoreOld) {
+                parts.push(Part { slot: *slot, extent });
+                continue;
+            }
+            let mut at = extent.lba;
+            while at < extent.end() {
+                // The covered range that reaches beyond `at` first.
+                let next = covered
+                    .range(..=at)
+                    .next_back()
+                    .filter(|(_, end)| **end > at)
+                    .or_else(|| covered.range(at..extent.end()).next());
+                let (from, to) = next.map_or((u64::MAX, u64::MAX), |(from, to)| (*from, *to));
+                let end = from.min(extent.end());
+                if end > at {
+                    let extent = Extent { lba: at, blocks: (end - at) as u32 };
+                    parts.push(Part { slot: *slot, extent });
+                }
+                at = to.max(end);
+            }
+            let (mut from, mut to) = (extent.lba, extent.end());
+            let merged: Vec<u64> = covered
+                .range(..=to)
+                .rev()
+                .take_while(|(_, end)| **end >= from)
+                .map(|(start, _)| *start)
+                .collect();
+            for start in merged {
+                if let Some(end) = covered.remove(&start) {
+                    (from, to) = (from.min(start), to.max(end));
+                }
+            }
+            covered.insert(from, to);
+        }
+        parts
+    }
+
+    /// No mover outside the epoch can write the volume's base any more.
+    pub(super) fn fenced(&mut self, volume: u32, status: NvmeStatus) {
+        let Some(volume) = self.volumes.get_mut(volume as usize) else { return };
+        let Standing::Restoring(restore) = &mut volume.standing else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        if !status.is_ok() {
+            // Without a fence a mover that is only slow could still write: the volume stays closed.
+            let report = Report::FenceFailed { volume: volume.config.id, status };
+            self.commands.push_back(Command::Report(report));
+            return;
+        }
+        restore.fenced = true;
+        let id = volume.config.id;
+        if let Some(index) = self.volume_index(id) {
+            self.try_restore(index as usize);
+        }
+    }
+
+    /// Tries again to fence the bases where that failed.
+    pub fn fence_again(&mut self) {
+        for (index, volume) in self.volumes.iter().enumerate() {
+            if matches!(&volume.standing, Standing::Restoring(restore) if !restore.fenced) {
+                let token = Token(u64::from(TAG_FENCE) << 32 | index as u64);
+                self.commands.push_back(Command::Fence { volume: volume.config.id, token });
+            }
+        }
+    }
+
+    /// Issues the base writes once nothing stands against them (invariants 2, 4, 5).
+    pub(super) fn try_restore(&mut self, index: usize) {
+        let volume = &mut self.volumes[index];
+        let (id, has_base, group) = (volume.config.id, volume.config.has_base, volume.group);
+        let Standing::Restoring(restore) = &mut volume.standing else { return };
+        if restore.issued || !restore.fenced {
+            return;
+        }
+        let broken = self.groups[group].broken.is_some();
+        while let Some(slot) = restore.slots.get(restore.safe) {
+            let update = self.slab.get(*slot);
+            let released =
+                self.groups[group].sets.get_mut(update.set).is_none_or(|set| set.released);
+            if !broken && (update.mirrors_pending != 0 || !released) {
+                return;
+            }
+            restore.safe += 1;
+        }
+        restore.issued = true;
+        if !has_base || self.sabotage.is(Sabotage::TakeOverWithoutRestore) {
+            restore.parts.clear();
+        }
+        restore.outstanding = restore.parts.len();
+        for part in &restore.parts {
+            let update = self.slab.get(part.slot);
+            self.commands.push_back(Command::Restore {
+                volume: id,
+                kind: update.kind,
+                extent: part.extent,
+                buf: update.buf,
+                skip: (part.extent.lba - update.extent.lba) as u32,
+                token: self.slab.token(part.slot, TAG_RESTORE),
+            });
+        }
+        if restore.outstanding == 0 {
+            self.restored(index);
+        }
+    }
+
+    /// Further copies are to be made: what was safe is looked at again.
+    pub(super) fn recheck_restores(&mut self) {
+        for volume in &mut self.volumes {
+            if let Standing::Restoring(restore) = &mut volume.standing {
+                restore.safe = 0;
+            }
+        }
+        for index in 0..self.volumes.len() {
+            self.try_restore(index);
+        }
+    }
+
+    /// The base has a part of a recovered update, or refused it.
+    pub(super) fn part_restored(&mut self, slot: u32, status: NvmeStatus) {
+        let index = self.slab.get(slot).volume as usize;
+        if !status.is_ok() && !self.slab.get(slot).has(VOID) {
+            self.void(slot, status);
+        }
+        let Standing::Restoring(restore) = &mut self.volumes[index].standing else { return };
+        restore.outstanding -= 1;
+        if restore.outstanding == 0 {
+            self.restored(index);
+        }
+    }
+
+    /// The base is up to date: the recovered updates have their fate, and new ones are taken.
+    fn restored(&mut self, index: usize) {
+        let volume = &mut self.volumes[index];
+        let standing = core::mem::replace(&mut volume.standing, Standing::Ready);
+        let Standing::Restoring(restore) = standing else { return };
+        volume.ready = true;
+        let report = Report::Restored { volume: volume.config.id };
+        self.commands.push_back(Command::Report(report));
+        for slot in restore.slots {
+            debug_assert!(!self.slab.get(slot).has(DONE));
+            let status = if self.slab.get(slot).has(VOID) {
+                NvmeStatus::WRITE_FAULT
+            } else {
+                NvmeStatus::SUCCESS
+            };
+            self.fate(slot, status);
+        }
+    }
+}

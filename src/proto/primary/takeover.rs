@@ -1,0 +1,499 @@
+//! Taking over volumes whose owner failed (F5): gathering what the members hold, finding the
+//! numbers that nobody has, copying what has too few copies, and bringing the base up to date.
+//!
+//! 1. *Gathering.* Every member says how many copies it has of the volume, which it sends, and what
+//!    it knows of the numbers. When all have come, nothing that was ever acknowledged is missing,
+//!    as long as no more movers failed at once than there are spare copies.
+//! 2. *Recovering.* Copies of sets that any member knows to be confirmed are dropped. The others
+//!    enter this shard's books in the order of their numbers, as if it had numbered them, in the
+//!    sets that they were in; numbers between them that nobody has are void (invariant 3).
+//! 3. *Restoring.* Once all of them are held as often as they should be, their sets are released
+//!    (invariants 2, 5) and the base is fenced (invariant 4), the base gets the newest version of
+//!    each block, and only that: no reader sees a block go back. Then all have their fate, and the
+//!    volume takes updates again.
+//!
+//! A further failure on the way begins the gathering anew for what was not recovered yet; what was
+//! stays with this shard.
+
+use super::forward::Forward;
+use super::mirror_store::Mirrored;
+use super::peers::Mirror;
+use super::restore::Restore;
+use super::shard::{PrimaryShard, RecordVerdict, Volume};
+use super::slab::{HERE, NIL, NOBODY, RECOVERED, SAFE, Update, VOID};
+use crate::proto::command::{Command, HostTag, RecordRole, Report, Token};
+use crate::proto::limits::{FACTS_PER_PART, RETAINED_UPDATES_MAX};
+use crate::proto::message::{Held, Message};
+use crate::proto::sabotage::Sabotage;
+use crate::proto::types::{BufRef, ForwardId, GroupId, Nanos, NvmeStatus, Seq, SetId, ShardId};
+use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateInfo};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// Token tag of the fencing of a volume; the slot is the volume's index.
+pub(super) const TAG_FENCE: u8 = 0xfb;
+/// Token tag of a part of a recovered update on its way to the base.
+pub(super) const TAG_RESTORE: u8 = 0xfa;
+
+/// What a shard knows of the numbers of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Mark {
+    /// The last number seen.
+    pub last: Seq,
+    /// The last number known to be in a confirmed set.
+    pub confirmed: Seq,
+    /// The last number when the responsible shard told. Up to there, what no member holds is
+    /// confirmed: it was never held by fewer members than it should have been.
+    pub told: Seq,
+}
+
+impl Mark {
+    /// Before `next` is given out, which is the first number after a start.
+    pub(super) const fn before(next: Seq) -> Self {
+        let last = Seq(next.0.saturating_sub(1));
+        Self { last, confirmed: last, told: last }
+    }
+
+    #[inline]
+    pub(super) fn saw(&mut self, seq: Seq) {
+        self.last = self.last.max(seq);
+    }
+
+    #[inline]
+    pub(super) fn saw_confirmed(&mut self, seq: Seq) {
+        self.confirmed = self.confirmed.max(seq);
+        self.last = self.last.max(seq);
+    }
+}
+
+/// How far the take-over of a volume is.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// There is none: another shard is responsible, or this one is up to date.
+    Ready,
+    /// Not everything that the members have is here.
+    Gathering,
+    /// Everything is here and numbered; the base is not up to date.
+    Restoring(Restore),
+}
+
+/// What members hold of volumes that this shard takes over.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    /// About now: when something was last heard.
+    now: Nanos,
+    /// By mirror peer, group and part of its survey: copies that it sends.
+    sent: BTreeMap<(u8, GroupId, u16), u64>,
+    /// By mirror peer: copies that came.
+    came: BTreeMap<u8, u64>,
+    /// The last set that any member knows to be confirmed.
+    confirmed: BTreeMap<GroupId, SetId>,
+    records: BTreeMap<(u32, Seq), Gathered>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Gathered {
+    info: UpdateInfo,
+    buf: BufRef,
+    /// Bit i: `mirrors[i]` holds a copy.
+    holders: u64,
+    /// Its base write failed, as the shard that failed had said.
+    void: bool,
+}
+
+impl PrimaryShard {
+    /// Begins to gather, or begins anew: every member tells in each epoch.
+    pub(super) fn begin_recovery(&mut self, now: Nanos) {
+        let gathering = |volume: &Volume| matches!(volume.standing, Standing::Gathering);
+        if !self.volumes.iter().any(gathering) {
+            return;
+        }
+        let mut recovery = self.recovery.take().unwrap_or_default();
+        recovery.now = now;
+        recovery.sent.clear();
+        recovery.came.clear();
+        for gathered in recovery.records.values_mut() {
+            gathered.holders = 0;
+        }
+        let (store, volumes) = (&mut self.store, &self.volumes);
+        let own = store.take_out(|copy: &Mirrored| {
+            volumes.get(copy.volume as usize).is_some_and(gathering) && copy.resent_to.is_none()
+        });
+        for copy in own {
+            let gathered = Gathered { info: copy.info, buf: copy.buf, holders: 0, void: copy.void };
+            recovery.records.insert((copy.volume, copy.info.seq), gathered);
+        }
+        self.recovery = Some(recovery);
+    }
+
+    /// A member's survey has come.
+    pub(super) fn survey_arrived(
+        &mut self,
+        now: Nanos,
+        from: ShardId,
+        group: GroupId,
+        confirmed: SetId,
+        (part, parts): (u16, u16),
+        volumes: &[Held],
+    ) {
+        let Some(peer) = self.mirrors.iter().position(|m| m.shard == from && m.member) else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        self.marks_arrived(from, volumes);
+        let mirror = &mut self.mirrors[peer];
+        mirror.surveys.entry(group).or_insert_with(|| alloc::vec![false; usize::from(parts)]);
+        if let Some(came) =
+            mirror.surveys.get_mut(&group).and_then(|s| s.get_mut(usize::from(part)))
+        {
+            *came = true;
+        }
+        mirror.surveyed = mirror.surveys.len() == self.groups.len()
+            && mirror.surveys.values().flatten().all(|came| *came);
+        // Of what was recovered in an epoch before, nothing is counted.
+        let gathering = |held: &&Held| {
+            let index = self.volume_index(held.volume);
+            index.is_some_and(|index| {
+                matches!(self.volumes[index as usize].standing, Standing::Gathering)
+            })
+        };
+        let copies: u64 = volumes.iter().filter(gathering).map(|held| u64::from(held.copies)).sum();
+        let Some(recovery) = &mut self.recovery else { return };
+        let last = recovery.confirmed.entry(group).or_default();
+        *last = (*last).max(confirmed);
+        recovery.sent.insert((peer as u8, group, part), copies);
+        recovery.now = now;
+        self.advance_recovery();
+    }
+
+    /// What a member knows of the numbers of volumes.
+    pub(super) fn marks_arrived(&mut self, from: ShardId, volumes: &[Held]) {
+        for held in volumes {
+            if let Some(index) = self.volume_index(held.volume) {
+                let volume = &mut self.volumes[index as usize];
+                volume.mark.saw(held.last);
+                volume.mark.saw_confirmed(held.confirmed);
+                if volume.responsible == from {
+                    volume.mark.told = volume.mark.told.max(held.last);
+                    volume.told = self.epoch;
+                }
+            }
+        }
+    }
+
+    /// A copy that a member holds of a volume that this shard takes over.
+    pub(super) fn recovered(
+        &mut self,
+        from: ShardId,
+        info: &UpdateInfo,
+        buf: BufRef,
+    ) -> RecordVerdict {
+        let peer = self.mirrors.iter().position(|m| m.shard == from && m.member);
+        let volume = self.volume_index(info.volume);
+        let (Some(peer), Some(volume), Some(recovery)) = (peer, volume, &mut self.recovery) else {
+            return RecordVerdict::NotNeeded;
+        };
+        if !matches!(self.volumes[volume as usize].standing, Standing::Gathering) {
+            return RecordVerdict::NotNeeded;
+        }
+        let fresh = Gathered { info: *info, buf, holders: 0, void: false };
+        let known = recovery.records.contains_key(&(volume, info.seq));
+        let gathered = recovery.records.entry((volume, info.seq)).or_insert(fresh);
+        if gathered.holders & 1 << peer == 0 {
+            gathered.holders |= 1 << peer;
+            *recovery.came.entry(peer as u8).or_default() += 1;
+        }
+        self.advance_recovery();
+        if known { RecordVerdict::NotNeeded } else { RecordVerdict::Kept }
+    }
+
+    /// Sends a copy to the shard that takes its volume over.
+    pub(super) fn resend(&mut self, to: u8, token: Token) {
+        let Some(slot) = self.store.resolve(token) else { return };
+        let copy = self.store.get_mut(slot);
+        if copy.resent_to.is_some() {
+            // It was sent in an epoch before: once that is over.
+            copy.again = true;
+            return;
+        }
+        copy.owed_to = None;
+        copy.resent_to = Some(to);
+        let buf = copy.buf;
+        let mirror = &mut self.mirrors[usize::from(to)];
+        mirror.in_flight += 1;
+        let (to, role) = (mirror.shard, RecordRole::Resend);
+        self.commands.push_back(Command::SendRecord { to, role, buf, token });
+        self.counters.resent += 1;
+    }
+
+    /// The shard that takes a volume over has stored a copy.
+    pub(super) fn resend_delivered(&mut self, token: Token) {
+        let Some((to, again, buf)) = self.store.arrived(token) else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        if let Some(buf) = buf {
+            self.commands.push_back(Command::Free { buf });
+        }
+        self.mirrors[usize::from(to)].in_flight -= 1;
+        if again {
+            self.mirrors[usize::from(to)].backlog.push_back(token);
+        }
+        self.send_again(usize::from(to));
+    }
+
+    /// Recovers the volumes once all that members have of them is here.
+    pub(super) fn advance_recovery(&mut self) {
+        let Some(recovery) = &self.recovery else { return };
+        let hasty = self.sabotage.is(Sabotage::RecoverUnheard);
+        let heard = |(peer, mirror): (u8, &Mirror)| {
+            let of_peer = recovery.sent.iter().filter(|((p, _, _), _)| *p == peer);
+            let sent: u64 = of_peer.map(|(_, sent)| *sent).sum();
+            let came = recovery.came.get(&peer).copied().unwrap_or(0);
+            !mirror.member || mirror.surveyed && came >= sent
+        };
+        if !hasty && !(0..).zip(&self.mirrors).all(heard) {
+            return;
+        }
+        let Some(recovery) = self.recovery.take() else { return };
+        let now = recovery.now;
+        for (group, set) in &recovery.confirmed {
+            self.confirm(*group, *set);
+        }
+        let members = (0..).zip(&self.mirrors).filter(|(_, mirror)| mirror.member);
+        let members: u64 = members.map(|(bit, _): (u32, _)| 1_u64 << bit).sum();
+        let mut records = recovery.records.into_iter().peekable();
+        for volume in 0..self.volumes.len() as u32 {
+            let mut list = Vec::new();
+            while let Some((_, mut gathered)) = records.next_if(|((v, _), _)| *v <= volume) {
+                gathered.holders &= members;
+                list.push(gathered);
+            }
+            if matches!(self.volumes[volume as usize].standing, Standing::Gathering) {
+                self.recover_volume(now, volume, list);
+            }
+        }
+        self.greet_coordinator();
+        for group in 0..self.groups.len() {
+            self.report_closed(group);
+        }
+        let known: Vec<Held> = self.own_marks(|_| true).collect();
+        for index in 0..self.mirrors.len() {
+            let Mirror { shard: to, up, .. } = self.mirrors[index];
+            for volumes in known.chunks(FACTS_PER_PART).filter(|_| up) {
+                let message = Message::Marks { volumes: volumes.to_vec() };
+                self.commands.push_back(Command::Send { to, message });
+            }
+            self.send_again(index);
+        }
+    }
+
+    /// What this shard knows of the numbers of its own volumes, as far as they are recovered.
+    pub(super) fn own_marks(&self, wanted: impl Fn(&Volume) -> bool) -> impl Iterator<Item = Held> {
+        let known = move |volume: &&Volume| {
+            volume.owner == HERE
+                && !matches!(volume.standing, Standing::Gathering)
+                && wanted(volume)
+        };
+        self.volumes.iter().filter(known).map(|volume| Held {
+            volume: volume.config.id,
+            copies: 0,
+            last: Seq(volume.next_seq.0 - 1),
+            confirmed: volume.mark.confirmed,
+        })
+    }
+
+    /// Enters what is left of a volume into the books, in the order of its numbers.
+    fn recover_volume(&mut self, now: Nanos, index: u32, records: Vec<Gathered>) {
+        let group_index = self.volumes[index as usize].group;
+        let confirmed_set = self.groups[group_index].confirmed;
+        let mut slots = Vec::new();
+        let mut voids = 0;
+        let mut mark = self.volumes[index as usize].mark;
+        let (confirmed, live): (Vec<Gathered>, Vec<Gathered>) =
+            records.into_iter().partition(|gathered| gathered.info.set <= confirmed_set);
+        for gathered in confirmed {
+            mark.saw_confirmed(gathered.info.seq);
+            self.recovered_confirmed(&gathered);
+        }
+        // Only what comes after this can be missing.
+        let mut before = mark.confirmed;
+        if live.first().is_none_or(|first| first.info.seq > mark.told) {
+            before = before.max(mark.told);
+        } else if let Some(first) = live.first() {
+            before = before.max(Seq(first.info.seq.0 - 1));
+        }
+        for gathered in &live {
+            self.open_for(now, group_index, gathered.info.set);
+            let gap = gathered.info.seq.0.saturating_sub(before.0 + 1);
+            if gap <= RETAINED_UPDATES_MAX as u64 {
+                for seq in before.0 + 1..gathered.info.seq.0 {
+                    voids += 1;
+                    if let Some(set) = self.groups[group_index].sets.get_mut(gathered.info.set)
+                        && !self.sabotage.is(Sabotage::ForgetGaps)
+                    {
+                        set.gap(index as usize, Seq(seq));
+                    }
+                }
+            }
+            before = gathered.info.seq;
+            slots.push(self.recover_update(index, gathered));
+        }
+        mark.saw(before);
+        let volume = &mut self.volumes[index as usize];
+        volume.mark = mark;
+        volume.next_seq = mark.last.next();
+        let (id, next, updates) = (volume.config.id, volume.next_seq, slots.len() as u32);
+        let report = Report::TakenOver { volume: id, updates, voids, next };
+        self.commands.push_back(Command::Report(report));
+        let parts = self.newest_parts(&slots);
+        let restore = Restore::new(slots, parts);
+        self.volumes[index as usize].standing = Standing::Restoring(restore);
+        let token = Token(u64::from(TAG_FENCE) << 32 | u64::from(index));
+        if self.sabotage.is(Sabotage::TakeOverUnfenced) {
+            return self.fenced(index, NvmeStatus::SUCCESS);
+        }
+        self.commands.push_back(Command::Fence { volume: id, token });
+    }
+
+    /// A copy whose set is confirmed: it has its fate.
+    fn recovered_confirmed(&mut self, gathered: &Gathered) {
+        if let Some(forward) = self.own_forward(gathered)
+            && !forward.answered
+        {
+            self.counters.acknowledged += 1;
+            let (tag, status) = (forward.tag, NvmeStatus::SUCCESS);
+            self.commands.push_back(Command::CompleteHost { tag, status });
+        }
+        self.commands.push_back(Command::Free { buf: gathered.buf });
+    }
+
+    /// Ends the forwarding of an update that this shard took itself, if it did and the source may
+    /// wait. It may not have heard the number: then its own record is not needed.
+    fn own_forward(&mut self, gathered: &Gathered) -> Option<Forward> {
+        let info = &gathered.info;
+        if info.origin != self.me.mover || info.forward == ForwardId(0) || info.epoch < self.since {
+            return None;
+        }
+        let slot = self.forwards.find(info.forward)?;
+        let forward = *self.forwards.at(slot);
+        if forward.buf != gathered.buf {
+            self.commands.push_back(Command::Free { buf: forward.buf });
+            let before = self.arrived.len();
+            self.arrived
+                .retain(|arrived| arrived.from != HERE || arrived.info.forward != info.forward);
+            if self.arrived.len() == before
+                && let Some(peer) = self.mirrors.get_mut(usize::from(forward.to))
+            {
+                peer.forwarded_bytes -= u64::from(forward.record_bytes);
+            }
+        }
+        self.forwards.remove(slot);
+        Some(forward)
+    }
+
+    /// Makes sure that a set is there, as the set that it is or was.
+    fn open_for(&mut self, now: Nanos, group: usize, set: SetId) {
+        let open = self.groups[group].sets.open().map_or(SetId(0), |s| s.id);
+        if set > open {
+            self.switch_to(now, group, set);
+        } else {
+            self.groups[group].sets.ensure(set, now);
+        }
+    }
+
+    fn recover_update(&mut self, volume: u32, gathered: &Gathered) -> u32 {
+        let info = gathered.info;
+        let record_bytes = UPDATE_HEADER_BYTES as u32 + info.payload_len;
+        let record_bytes = record_bytes.next_multiple_of(self.record_align);
+        let (origin, tag) = if let Some(forward) = self.own_forward(gathered) {
+            let origin = if forward.answered { NOBODY } else { HERE };
+            (origin, forward.tag)
+        } else {
+            let taker = self.mirrors.iter().position(|mirror| {
+                mirror.member
+                    && mirror.since <= info.epoch
+                    && mirror.shard.mover == info.origin
+                    && info.forward != ForwardId(0)
+            });
+            (taker.map_or(NOBODY, |taker| taker as u8), HostTag(info.forward.0))
+        };
+        let slot = self.slab.insert(Update {
+            seq: info.seq,
+            set: info.set,
+            extent: info.extent,
+            buf: gathered.buf,
+            tag,
+            origin,
+            mirrors: gathered.holders,
+            mirrors_pending: 0,
+            mirrors_travelling: 0,
+            payload_crc: info.payload_crc,
+            payload_len: info.payload_len,
+            record_bytes,
+            volume,
+            next: NIL,
+            generation: 0,
+            kind: info.kind,
+            fua: info.fua,
+            flags: RECOVERED,
+        });
+        for index in 0..self.mirrors.len() as u8 {
+            if gathered.holders & 1 << index != 0 && index != origin {
+                self.mirrors[usize::from(index)].used_bytes += u64::from(record_bytes);
+            }
+        }
+        let group = self.volumes[volume as usize].group;
+        if let Some(set) = self.groups[group].sets.recover(volume as usize, &info, record_bytes) {
+            self.slab.get_mut(slot).next = core::mem::replace(&mut set.head, slot);
+        }
+        if origin < 64 {
+            self.number_known(slot, origin);
+        }
+        if gathered.void {
+            // The shard that failed had said so: its update is in no set, and not on the base.
+            self.slab.get_mut(slot).flags |= VOID;
+            if let Some(set) = self.groups[group].sets.get_mut(info.set) {
+                set.void(volume as usize, &info);
+            }
+        }
+        self.mirror_again(slot);
+        if self.slab.get(slot).mirrors_pending == 0 {
+            self.slab.get_mut(slot).flags |= SAFE;
+            self.queue_transfer(slot);
+        }
+        slot
+    }
+
+    /// The peer at `taker` forwarded a recovered update. It waits for the answer; if it does not
+    /// know the number yet, it is told, and what it sends again is not taken for another update.
+    fn number_known(&mut self, slot: u32, taker: u8) {
+        let update = self.slab.get_mut(slot);
+        let id = ForwardId(update.tag.0);
+        if update.mirrors & 1 << taker != 0 {
+            return;
+        }
+        update.mirrors |= 1 << taker;
+        update.mirrors_pending |= 1 << taker;
+        update.mirrors_travelling |= 1 << taker;
+        let buf = update.buf;
+        self.recovered_forwards.push((taker, id));
+        let commands = &mut self.commands;
+        self.arrived.retain(|arrived| {
+            let same = arrived.from == taker && arrived.info.forward == id;
+            if same {
+                commands.push_back(Command::Free { buf: arrived.buf });
+            }
+            !same
+        });
+        let token = self.slab.token(slot, taker);
+        let mirror = &mut self.mirrors[usize::from(taker)];
+        if !mirror.up {
+            self.slab.get_mut(slot).mirrors_travelling &= !(1 << taker);
+            return;
+        }
+        mirror.in_flight += 1;
+        let (to, role) = (mirror.shard, RecordRole::Numbered);
+        self.commands.push_back(Command::SendRecord { to, role, buf, token });
+    }
+}

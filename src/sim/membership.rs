@@ -1,0 +1,266 @@
+//! Primary movers that fail, are excluded, and come back: the cluster's store as it decides, and
+//! the movers as they learn of it.
+//!
+//! The store is modelled by its decisions: one record per epoch, in order. Members learn of a record
+//! after a delay of their own, each poller by itself; a mover that was excluded although it lives
+//! learns of that later still, and goes down then. More movers fail at once only where the group
+//! has spare copies: what happens beyond that is no question of luck but of what is said.
+
+use super::cluster::{Cluster, EPOCH, Event, GROUP};
+use super::faults::Fault;
+use super::observer::Verdict;
+use super::profile::MS;
+use crate::proto::boundary::{BoundaryConfig, BoundaryGroup};
+use crate::proto::link::PeerEpoch;
+use crate::proto::membership::{Change, SiteRecord};
+use crate::proto::types::{Epoch, MapVersion, MoverId, SetId, ShardId, VolumeId};
+
+/// The primary site's membership.
+#[derive(Debug)]
+pub(super) struct Site {
+    /// One per epoch, from [`EPOCH`] on.
+    pub(super) records: Vec<SiteRecord>,
+    /// Members that are down or taken for it, and not excluded yet.
+    failing: Vec<MoverId>,
+    /// Excluded movers that have not come back.
+    away: Vec<MoverId>,
+    /// Movers that may still fail before everything is whole again.
+    spare: u16,
+    /// Everything was whole when the first of `failing` failed.
+    was_whole: bool,
+}
+
+impl Site {
+    /// The site at the start.
+    pub(super) fn new(primaries: u16, owners: Vec<(VolumeId, ShardId)>) -> Self {
+        let first = SiteRecord {
+            epoch: EPOCH,
+            map_version: MapVersion(1),
+            members: (0..primaries).map(MoverId).collect(),
+            since: vec![EPOCH; usize::from(primaries)],
+            coordinator: ShardId::new(0, 0),
+            owners,
+            moved: Vec::new(),
+            failures: 0,
+        };
+        Self {
+            records: vec![first],
+            failing: Vec::new(),
+            away: Vec::new(),
+            spare: 0,
+            was_whole: false,
+        }
+    }
+
+    /// The record of the latest epoch.
+    pub(super) fn latest(&self) -> &SiteRecord {
+        &self.records[self.records.len() - 1]
+    }
+}
+
+impl Cluster {
+    /// The index of the shard that runs the boundaries.
+    pub(super) fn coordinator(&self) -> usize {
+        self.shard_index(self.site.latest().coordinator)
+    }
+
+    /// The configuration of the boundary engine in the epoch of `record`.
+    pub(super) fn engine(&self, record: &SiteRecord) -> BoundaryConfig {
+        let members = record.members.iter().flat_map(|mover| self.shards_of(*mover));
+        let shards: Vec<ShardId> = members.map(|index| self.shard_id(index)).collect();
+        BoundaryConfig {
+            me: record.coordinator,
+            secondary: Some(ShardId::new(self.profile.primaries, 0)),
+            backup: shards.iter().copied().find(|s| s.mover != record.coordinator.mover),
+            shards,
+            epoch: record.epoch,
+            map_version: record.map_version,
+            unix_offset_ns: 1_000_000_000_000,
+            groups: vec![BoundaryGroup {
+                id: GROUP,
+                period_ns: self.profile.period_ns,
+                first_set: SetId(1),
+            }],
+            sabotage: self.profile.sabotage,
+        }
+    }
+
+    /// Whether every member has entered the latest epoch, is up to date, and has its copies.
+    pub(super) fn site_is_whole(&self) -> bool {
+        let record = self.site.latest();
+        record.members.iter().flat_map(|mover| self.shards_of(*mover)).all(|index| {
+            self.pollers[index]
+                .node
+                .as_ref()
+                .is_some_and(|node| node.epoch() == record.epoch && node.is_whole())
+        })
+    }
+
+    /// A primary mover fails, or is taken for failed; if the group can bear another failure.
+    pub(super) fn fail(&mut self) -> Verdict {
+        let members = self.site.latest().members.clone();
+        if self.site_is_whole() && self.site.failing.is_empty() {
+            let copies = usize::from(self.profile.copies);
+            self.site.spare = copies.min(members.len()).saturating_sub(1) as u16;
+            self.site.was_whole = true;
+        }
+        let up: Vec<MoverId> =
+            members.into_iter().filter(|mover| !self.site.failing.contains(mover)).collect();
+        if self.site.spare == 0 || up.len() < 2 {
+            return Ok(());
+        }
+        self.site.spare -= 1;
+        let mover = up[self.fault_rng.below(up.len() as u64) as usize];
+        self.site.failing.push(mover);
+        self.stats.fails += 1;
+        if self.fault_rng.chance(self.profile.suspect_ppm) {
+            self.stats.suspects += 1;
+        } else {
+            self.crash_primary(mover)?;
+        }
+        let detection = self.fault_rng.delay(3 * self.profile.heartbeat_ns);
+        self.queue.after(detection, Event::Fault(Fault::Exclude(mover)));
+        Ok(())
+    }
+
+    /// A primary mover is gone, with its memory. What it had under way to bases arrives late.
+    pub(super) fn crash_primary(&mut self, mover: MoverId) -> Verdict {
+        let shards = self.shards_of(mover);
+        let member = self.site.latest().members.contains(&mover);
+        if member && !self.site.failing.contains(&mover) {
+            // It has come back since.
+            return Ok(());
+        }
+        if shards.clone().all(|shard| self.is_down(shard)) {
+            return Ok(());
+        }
+        for shard in shards {
+            let empty = self.new_arena();
+            self.pollers[shard].crash(empty);
+            self.pollers[shard].waiting.clear();
+            self.observer.primary_down(shard);
+            for write in self.observer.abandon(shard) {
+                self.stats.abandoned += 1;
+                let host = self.host_of[write as usize];
+                self.hosts[host].busy -= 1;
+                let think = self.host_rng.delay(self.profile.think_ns + MS / 10);
+                self.queue.after(think, Event::Host { host });
+            }
+        }
+        Ok(())
+    }
+
+    /// The store excludes a mover.
+    pub(super) fn exclude(&mut self, mover: MoverId) -> Verdict {
+        self.site.failing.retain(|other| *other != mover);
+        self.commit(&[mover], &[]);
+        self.observer.excluded(mover.0);
+        self.observer.member(mover.0, self.shards_of(mover), false);
+        let members = self.site.latest().members.len() as u32;
+        self.observer.copies_needed(u32::from(self.profile.copies).min(members), false);
+        self.site.away.push(mover);
+        let down = self.fault_rng.delay(self.profile.down_ns) + MS;
+        self.queue.after(down, Event::Fault(Fault::Rejoin(mover)));
+        if self.shards_of(mover).any(|shard| !self.is_down(shard)) {
+            // It lives, and learns of it at some time.
+            let after = self.fault_rng.delay(self.profile.learn_ns * 3 + MS);
+            self.queue.after(after, Event::Fault(Fault::Learn(mover)));
+        }
+        Ok(())
+    }
+
+    /// The store lets a mover take part again, with an empty memory.
+    pub(super) fn rejoin(&mut self, mover: MoverId) -> Verdict {
+        let up = self.shards_of(mover).any(|shard| !self.is_down(shard));
+        if up || !self.site.away.contains(&mover) {
+            self.queue.after(MS, Event::Fault(Fault::Rejoin(mover)));
+            return Ok(());
+        }
+        self.site.away.retain(|other| *other != mover);
+        self.commit(&[], &[mover]);
+        self.observer.member(mover.0, self.shards_of(mover), true);
+        self.launch(mover)
+    }
+
+    /// One more epoch; its members learn of it by and by.
+    fn commit(&mut self, failed: &[MoverId], joined: &[MoverId]) {
+        let whole = self.site.was_whole || self.site_is_whole();
+        if !failed.is_empty() {
+            self.site.was_whole = false;
+        }
+        let change = Change { failed, joined, whole, spare: None };
+        let pollers = self.profile.pollers;
+        let Some(next) = self.site.latest().next(&change, |_| pollers, |_| 1) else { return };
+        let now = self.queue.now();
+        self.trace.note(now, b'E', [next.epoch.0.into()], |out| write!(out, "{next:?}"));
+        for (volume, owner) in &next.owners {
+            self.owners[volume.0 as usize].0 = self.shard_index(*owner);
+        }
+        self.site.records.push(next);
+        let members = self.site.latest().members.clone();
+        for mover in members {
+            if joined.contains(&mover) {
+                continue;
+            }
+            let learn = self.fault_rng.delay(self.profile.learn_ns);
+            for node in self.shards_of(mover) {
+                let after = learn + self.fault_rng.delay(1000);
+                let (life, record) = (self.pollers[node].life, self.site.records.len() - 1);
+                self.queue.after(after, Event::Enter { node, life, record });
+            }
+        }
+    }
+
+    /// A poller enters an epoch.
+    pub(super) fn enter(&mut self, node: usize, life: u32, record: usize) -> Verdict {
+        if self.pollers[node].life != life || self.is_down(node) {
+            return Ok(());
+        }
+        let record = self.site.records[record].clone();
+        let old = self.pollers[node].node.as_ref().map_or(Epoch(0), |node| node.epoch());
+        if record.epoch <= old {
+            return Ok(());
+        }
+        let now = self.queue.now();
+        let id = self.pollers[node].id;
+        self.trace.note(now, b'e', [node as u64, record.epoch.0.into()], |out| {
+            write!(out, "{id} enters {}", record.epoch)
+        });
+        self.stats.epochs += 1;
+        for port in 0..self.pollers[node].ports.len() {
+            let peer = self.pollers[node].ports[port].peer;
+            let member = record.members.contains(&self.pollers[peer].id.mover);
+            let port_ref = &mut self.pollers[node].ports[port];
+            port_ref.touched = true;
+            if peer >= self.primaries {
+                port_ref.link.enter_epoch(record.epoch);
+            } else {
+                port_ref.link.set_epoch(record.epoch, PeerEpoch::Exactly(record.epoch));
+                if !member {
+                    port_ref.link.close();
+                    self.link_events(node, port)?;
+                }
+            }
+        }
+        let members = record.members.iter().fold(0, |mask, mover| mask | 1 << mover.0);
+        for volume in 0..self.owners.len() {
+            let moved = record.moved.binary_search(&VolumeId(volume as u32)).is_ok();
+            if self.owners[volume].0 == node && !moved {
+                self.observer.owner_entered(volume, members);
+            }
+        }
+        let engine = self.engine(&record);
+        if let Some(machines) = &mut self.pollers[node].node {
+            machines.enter(now, &record, &engine);
+        }
+        let record = self.site.latest();
+        let entered = record.members.iter().flat_map(|mover| self.shards_of(*mover)).all(|index| {
+            self.pollers[index].node.as_ref().is_some_and(|node| node.epoch() == record.epoch)
+        });
+        if entered {
+            let members = record.members.len() as u32;
+            self.observer.copies_needed(u32::from(self.profile.copies).min(members), true);
+        }
+        self.settle(node)
+    }
+}
