@@ -214,6 +214,9 @@ fn replay(campaign: &Campaign, seed: u64) -> String {
     add("journal-percent", knobs.journal_percent.map(u64::from));
     add("forward-percent", knobs.forward_ppm.map(|ppm| u64::from(ppm / 10_000)));
     add("period-us", knobs.period_ns.map(|ns| ns / 1000));
+    if let Some(fail) = knobs.fail {
+        line.push_str(&format!(" --fail {fail}"));
+    }
     let flags = [
         (knobs.calm_network, "calm-network"),
         (knobs.calm_disks, "calm-disks"),

@@ -117,6 +117,12 @@ impl Cluster {
             Report::Void { volume, seq, .. } => {
                 self.observer.void_reported(volume.0 as usize, *seq)
             }
+            // An excluded mover that does not know it yet: nobody hears of what it takes over.
+            Report::TakenOver { .. } | Report::Restored { .. }
+                if !self.site.latest().members.contains(&id.mover) =>
+            {
+                Ok(())
+            }
             Report::TakenOver { volume, updates, voids, next } => {
                 self.stats.take_overs += 1;
                 self.stats.recovered_updates += u64::from(*updates);
@@ -371,6 +377,11 @@ impl Cluster {
     ) -> Verdict {
         if self.pollers[node].life != life {
             return Ok(());
+        }
+        let mover = self.pollers[node].id.mover;
+        if !self.site.latest().members.contains(&mover) {
+            // Its key was preempted: it cannot preempt anybody, and learns of it by that.
+            return self.crash_primary(mover);
         }
         let now = self.queue.now();
         let id = self.pollers[node].id;

@@ -8,7 +8,7 @@
 
 use super::mirror_store::Mirrored;
 use super::shard::PrimaryShard;
-use super::slab::{ELSEWHERE, HERE, NOBODY, RELEASED, SAFE};
+use super::slab::{CONFIRMED, ELSEWHERE, HERE, NOBODY, RELEASED, SAFE};
 use super::take::Arrived;
 use super::takeover::Standing;
 use crate::proto::command::Command;
@@ -169,10 +169,40 @@ impl PrimaryShard {
                 continue;
             }
             self.mirror_again(slot);
+            self.release_confirmed(slot);
             let update = self.slab.get(slot);
+            if update.has(CONFIRMED) {
+                continue;
+            }
             if update.mirrors_pending == 0 && !update.has(SAFE) {
                 self.became_safe(slot);
             }
+        }
+    }
+
+    /// Whether an update that was safe is held by fewer members than it should be.
+    #[inline]
+    pub(super) fn lacks_copies(&self, slot: u32) -> bool {
+        let update = self.slab.get(slot);
+        let group = &self.groups[self.volumes[update.volume as usize].group];
+        let few = update.mirrors_pending != 0 || update.mirrors.count_ones() < group.wanted_mirrors;
+        few && update.has(SAFE) && group.broken.is_none()
+    }
+
+    /// Lets a confirmed update go once as many members as it should have copies at have taken one, or
+    /// have said that they know it to be confirmed. If this shard fell before, one that holds an
+    /// earlier update of the volume, and does not know that either, would bring back old blocks.
+    pub(super) fn release_confirmed(&mut self, slot: u32) {
+        let update = self.slab.get(slot);
+        if !update.has(CONFIRMED) || update.has(RELEASED) {
+            return;
+        }
+        let group = &self.groups[self.volumes[update.volume as usize].group];
+        let others = self.mirrors.iter().filter(|mirror| mirror.member && mirror.is_target);
+        let wanted = group.wanted_mirrors.min(others.count() as u32);
+        if update.mirrors_pending == 0 && update.mirrors.count_ones() >= wanted {
+            self.slab.get_mut(slot).flags |= RELEASED;
+            self.free_if_unused(slot);
         }
     }
 
@@ -181,7 +211,7 @@ impl PrimaryShard {
     /// one that was not gets its copies at once, or its set would never be.
     pub(super) fn mirror_again(&mut self, slot: u32) {
         let update = self.slab.get(slot);
-        let was_safe = update.has(SAFE);
+        let was_safe = update.has(SAFE) && !update.has(CONFIRMED);
         let group = &self.groups[self.volumes[update.volume as usize].group];
         if group.broken.is_some() {
             return;
@@ -212,7 +242,8 @@ impl PrimaryShard {
     #[cold]
     pub(super) fn mirror_lone(&mut self) {
         self.lone = false;
-        for slot in self.retained_slots() {
+        let slots: Vec<u32> = self.slab.used_slots().collect();
+        for slot in slots {
             if !self.slab.get(slot).has(RELEASED) {
                 self.mirror_again(slot);
             }

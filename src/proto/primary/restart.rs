@@ -3,7 +3,7 @@
 use super::forward::TAG_FORWARD;
 use super::mirror_store::TAG_RESEND;
 use super::shard::PrimaryShard;
-use super::slab::{NIL, RELEASED, SAFE};
+use super::slab::{CONFIRMED, NIL, RELEASED, SAFE};
 use crate::proto::command::{Command, RecordRole, Report};
 use crate::proto::limits::OPEN_SETS_MAX;
 use crate::proto::message::{BrokenReason, FactsPart, Message};
@@ -109,7 +109,13 @@ impl PrimaryShard {
             self.slab.get_mut(slot).mirrors_travelling &= !bit;
             self.free_if_unused(slot);
         }
-        for slot in self.retained_slots() {
+        let mut slots = self.retained_slots();
+        let told = |slot: &u32| {
+            let update = self.slab.get(*slot);
+            update.has(CONFIRMED) && !update.has(RELEASED)
+        };
+        slots.extend(self.slab.used_slots().filter(told).collect::<Vec<u32>>());
+        for slot in slots {
             let update = self.slab.get_mut(slot);
             if update.mirrors & bit != 0 {
                 update.mirrors_pending |= bit;

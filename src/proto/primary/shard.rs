@@ -7,7 +7,8 @@ use super::number::owner_index;
 use super::peers::{Mirror, Target, target_index};
 use super::sets::OwnSets;
 use super::slab::{
-    AT_BASE, DONE, FIRST_IN_RANGE, HERE, NOBODY, RECOVERED, RELEASED, SAFE, Slab, TRAVELS, VOID,
+    AT_BASE, CONFIRMED, DONE, FIRST_IN_RANGE, HERE, NOBODY, RECOVERED, RELEASED, SAFE, Slab,
+    TRAVELS, VOID,
 };
 use super::take::Arrived;
 use super::takeover::{Mark, Recovery, Standing, TAG_FENCE, TAG_RESTORE};
@@ -250,9 +251,18 @@ impl PrimaryShard {
         } else if again {
             self.try_base(slot);
         }
-        self.free_if_unused(slot);
+        self.release_confirmed_or_free(slot);
         if more {
             self.send_again(usize::from(tag));
+        }
+    }
+
+    #[inline]
+    fn release_confirmed_or_free(&mut self, slot: u32) {
+        if self.slab.get(slot).has(CONFIRMED) {
+            self.release_confirmed(slot);
+        } else {
+            self.free_if_unused(slot);
         }
     }
 

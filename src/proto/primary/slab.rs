@@ -35,6 +35,8 @@ pub(super) const TRAVELS: u16 = 64;
 pub(super) const TRANSFERRED: u16 = 128;
 /// It was recovered from a mover that failed, and its volume is not up to date yet (F5).
 pub(super) const RECOVERED: u16 = 256;
+/// Its set is confirmed, but it lacks copies, so members may not know that: they are told by copies.
+pub(super) const CONFIRMED: u16 = 512;
 
 /// One retained update.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 //! closed (invariant 5); and it drops what the secondary has confirmed (invariant 8).
 
 use super::shard::PrimaryShard;
-use super::slab::{NIL, RELEASED};
+use super::slab::{CONFIRMED, NIL, RELEASED};
 use crate::proto::command::{Command, Report};
 use crate::proto::message::{FactsPart, Message};
 use crate::proto::sabotage::Sabotage;
@@ -115,8 +115,15 @@ impl PrimaryShard {
         while slot != NIL {
             let update = self.slab.get_mut(slot);
             let next = core::mem::replace(&mut update.next, NIL);
-            update.flags |= RELEASED;
-            self.free_if_unused(slot);
+            if self.lacks_copies(slot) {
+                self.slab.get_mut(slot).flags |= CONFIRMED;
+                self.mirror_again(slot);
+                self.release_confirmed(slot);
+                self.lone = true;
+            } else {
+                self.slab.get_mut(slot).flags |= RELEASED;
+                self.free_if_unused(slot);
+            }
             slot = next;
         }
     }

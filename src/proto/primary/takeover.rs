@@ -329,9 +329,7 @@ impl PrimaryShard {
             if gap <= RETAINED_UPDATES_MAX as u64 {
                 for seq in before.0 + 1..gathered.info.seq.0 {
                     voids += 1;
-                    if let Some(set) = self.groups[group_index].sets.get_mut(gathered.info.set)
-                        && !self.sabotage.is(Sabotage::ForgetGaps)
-                    {
+                    if let Some(set) = self.groups[group_index].sets.get_mut(gathered.info.set) {
                         set.gap(index as usize, Seq(seq));
                     }
                 }
