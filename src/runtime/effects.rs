@@ -26,6 +26,19 @@ pub(super) struct BlockWrite {
     pub(super) read_back: Option<u32>,
 }
 
+impl BlockWrite {
+    /// A write of a payload from its beginning that need not be on the medium at completion.
+    const fn new(
+        volume: VolumeId,
+        kind: UpdateKind,
+        extent: Extent,
+        payload: PayloadAt,
+        token: Token,
+    ) -> Self {
+        Self { volume, kind, extent, fua: false, payload, skip: 0, token, read_back: None }
+    }
+}
+
 /// A flush of a volume that waits for a request object.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Deferred {
@@ -52,30 +65,12 @@ impl Poller {
                     self.net.send_record(to, role, buf, len, token);
                 }
                 Command::Write { volume, kind, extent, fua, payload, token } => {
-                    let (skip, read_back) = (0, None);
-                    self.write(BlockWrite {
-                        volume,
-                        kind,
-                        extent,
-                        fua,
-                        payload,
-                        skip,
-                        token,
-                        read_back,
-                    });
+                    let write = BlockWrite::new(volume, kind, extent, payload, token);
+                    self.write(BlockWrite { fua, ..write });
                 }
                 Command::Restore { volume, kind, extent, buf, skip, token } => {
-                    let (payload, fua, read_back) = (PayloadAt::Buf(buf), true, None);
-                    self.write(BlockWrite {
-                        volume,
-                        kind,
-                        extent,
-                        fua,
-                        payload,
-                        skip,
-                        token,
-                        read_back,
-                    });
+                    let write = BlockWrite::new(volume, kind, extent, PayloadAt::Buf(buf), token);
+                    self.write(BlockWrite { fua: true, skip, ..write });
                 }
                 // Pollers enter no epoch yet, so nothing is taken over here; what is not fenced must
                 // not be written.

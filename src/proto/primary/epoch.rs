@@ -7,6 +7,7 @@
 //! whoever is responsible now. Its volumes are taken over in [`super::takeover`].
 
 use super::mirror_store::Mirrored;
+use super::number::owner_index;
 use super::shard::PrimaryShard;
 use super::slab::{CONFIRMED, ELSEWHERE, HERE, NOBODY, RELEASED, SAFE};
 use super::take::Arrived;
@@ -15,7 +16,7 @@ use crate::proto::command::Command;
 use crate::proto::limits::FACTS_PER_PART;
 use crate::proto::membership::SiteRecord;
 use crate::proto::message::{BrokenReason, Held, Message};
-use crate::proto::types::{Nanos, Seq, ShardId, VolumeId};
+use crate::proto::types::{Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId};
 use crate::wire::update::UpdateInfo;
 use alloc::vec::Vec;
 
@@ -91,15 +92,10 @@ impl PrimaryShard {
                 ELSEWHERE => true,
                 _ => volume.told == self.epoch,
             })
-            && self.slab.used_slots().all(|slot| {
-                let update = self.slab.get(slot);
-                let group = &self.groups[self.volumes[update.volume as usize].group];
-                update.has(RELEASED)
-                    || !update.has(SAFE)
-                    || group.broken.is_some()
-                    || update.mirrors_pending == 0
-                        && update.mirrors.count_ones() >= group.wanted_mirrors
-            })
+            && self
+                .slab
+                .used_slots()
+                .all(|slot| self.slab.get(slot).has(RELEASED) || !self.lacks_copies(slot))
     }
 
     /// The volumes that are being taken over here: those of which not everything is gathered, and
@@ -122,12 +118,7 @@ impl PrimaryShard {
     fn map_changed(&mut self, record: &SiteRecord) {
         for volume in &mut self.volumes {
             let Some(owner) = record.owner(volume.config.id) else { continue };
-            let index = if owner == self.me {
-                HERE
-            } else {
-                let peer = self.mirrors.iter().position(|mirror| mirror.shard == owner);
-                peer.map_or(ELSEWHERE, |peer| peer as u8)
-            };
+            let index = owner_index(self.me, self.mirrors.iter().map(|m| m.shard), owner);
             if index == HERE && volume.owner != HERE {
                 volume.ready = false;
                 volume.standing = Standing::Gathering;
@@ -305,14 +296,14 @@ impl PrimaryShard {
                 forward.stranded = true;
                 if forward.dropped {
                     // Its set is confirmed, so it has its fate.
-                    self.answer(slot, crate::proto::types::NvmeStatus::SUCCESS);
+                    self.answer(slot, NvmeStatus::SUCCESS);
                 } else {
                     self.forwards.at_mut(slot).to = owner;
                 }
             } else if owner == HERE {
                 self.take_back(slot);
             } else if owner == ELSEWHERE {
-                self.answer(slot, crate::proto::types::NvmeStatus::ANA_TRANSITION);
+                self.answer(slot, NvmeStatus::ANA_TRANSITION);
             } else {
                 forward.redirect = Some(owner);
                 self.redirect(slot);
@@ -340,7 +331,7 @@ impl PrimaryShard {
             owner: self.me,
             epoch: self.epoch,
             map_version: self.map_version,
-            set: crate::proto::types::SetId(0),
+            set: SetId(0),
             seq: Seq(0),
             extent: forward.extent,
             block_bytes: volume.block_bytes,

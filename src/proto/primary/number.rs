@@ -1,7 +1,6 @@
 //! Numbering: an admitted update gets its place in its volume's order and in the open set, and its
 //! copies leave (G1, G2); which shard is responsible for it (G3).
 
-use super::config::PrimaryConfig;
 use super::room::Admitted;
 use super::shard::PrimaryShard;
 use super::slab::{ELSEWHERE, FIRST_IN_RANGE, HERE, NIL, NOBODY, RELEASED, Update};
@@ -18,7 +17,7 @@ use crate::wire::update::UpdateInfo;
 pub struct HostUpdate {
     /// Names the host command.
     pub tag: HostTag,
-    /// Index of the volume in [`PrimaryConfig::volumes`].
+    /// Index of the volume in [`super::PrimaryConfig::volumes`].
     pub volume: u32,
     /// What it does.
     pub kind: UpdateKind,
@@ -207,11 +206,14 @@ impl PrimaryShard {
     }
 }
 
-/// [`HERE`], or the index of the mirror peer that `owner` is.
-pub(super) fn owner_index(config: &PrimaryConfig, owner: ShardId) -> u8 {
-    if owner == config.me {
+/// [`HERE`], the index among `mirrors` of the peer that `owner` is, or [`ELSEWHERE`].
+pub(super) fn owner_index(
+    me: ShardId,
+    mut mirrors: impl Iterator<Item = ShardId>,
+    owner: ShardId,
+) -> u8 {
+    if owner == me {
         return HERE;
     }
-    let peer = config.mirrors.iter().position(|peer| peer.shard == owner);
-    peer.map_or(ELSEWHERE, |peer| peer as u8)
+    mirrors.position(|mirror| mirror == owner).map_or(ELSEWHERE, |peer| peer as u8)
 }

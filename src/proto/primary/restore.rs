@@ -92,8 +92,8 @@ impl PrimaryShard {
     }
 
     /// No mover outside the epoch can write the volume's base any more.
-    pub(super) fn fenced(&mut self, volume: u32, status: NvmeStatus) {
-        let Some(volume) = self.volumes.get_mut(volume as usize) else { return };
+    pub(super) fn fenced(&mut self, index: u32, status: NvmeStatus) {
+        let Some(volume) = self.volumes.get_mut(index as usize) else { return };
         let Standing::Restoring(restore) = &mut volume.standing else {
             self.counters.unexpected += 1;
             return;
@@ -105,10 +105,7 @@ impl PrimaryShard {
             return;
         }
         restore.fenced = true;
-        let id = volume.config.id;
-        if let Some(index) = self.volume_index(id) {
-            self.try_restore(index as usize);
-        }
+        self.try_restore(index as usize);
     }
 
     /// Tries again to fence the bases where that failed.

@@ -141,7 +141,7 @@ impl PrimaryShard {
             .iter()
             .map(|volume| Volume {
                 config: *volume,
-                owner: owner_index(config, volume.owner),
+                owner: owner_index(config.me, config.mirrors.iter().map(|m| m.shard), volume.owner),
                 responsible: volume.owner,
                 ready: true,
                 standing: Standing::Ready,
