@@ -331,9 +331,12 @@ fn place<M: AsRef<[u8]> + AsMut<[u8]>>(
             encode(epoch, message, manifest);
             Entry::Manifest { group: *group, set: *set, bytes: manifest }
         }
-        JournalEntry::Commit { group, set, cut_time_ns } => {
-            Entry::Commit { group: *group, set: *set, cut_time_ns: *cut_time_ns }
-        }
+        JournalEntry::Commit { group, set, cut_time_ns, primary_epoch } => Entry::Commit {
+            group: *group,
+            set: *set,
+            cut_time_ns: *cut_time_ns,
+            primary_epoch: *primary_epoch,
+        },
         JournalEntry::Applied { group, set } => Entry::Applied { group: *group, set: *set },
     };
     journal.append(&entry, None).map(|position| (position, None))

@@ -7,7 +7,7 @@ use super::geometry::Geometry;
 use super::{Entry, JournalPos};
 use crate::mem::Copier;
 use crate::proto::command::RecordRole;
-use crate::proto::types::{GroupId, SetId};
+use crate::proto::types::{Epoch, GroupId, SetId};
 use crate::wire::update::UPDATE_HEADER_BYTES;
 
 /// The block of the format, whatever the device's own is: the unit of alignment and
@@ -18,7 +18,7 @@ pub const UNIT_HEADER_BYTES: usize = 64;
 /// Bytes of an entry's header; a record's update header follows it.
 pub const ENTRY_BYTES: usize = 32;
 /// The version of units and superblocks that this build writes and reads.
-pub(super) const FORMAT_VERSION: u8 = 1;
+pub(super) const FORMAT_VERSION: u8 = 2;
 
 const UNIT_MAGIC: u32 = u32::from_le_bytes(*b"SLJU");
 /// A unit with entries.
@@ -64,6 +64,7 @@ pub(super) struct EntryHeader {
     kind: u8,
     role: u8,
     group: U16,
+    /// Checksum of the payload; a commit has none, and the primary site's epoch here.
     payload_crc: U32,
     set: U64,
     /// Bytes from the start of the unit to the payload; for an entry without payload,
@@ -163,17 +164,21 @@ impl UnitInfo {
 /// Writes an entry's header, and a record's update header, to the start of `meta`.
 /// `at` is the distance of its position from the start of the unit.
 pub(super) fn put_entry(meta: &mut [u8], entry: &Entry<'_>, at: u32, payload_crc: u32) {
+    let mut word = payload_crc;
     let (kind, role, group, set, cut_time_ns) = match *entry {
         Entry::Record { role, group, set, .. } => (RECORD, role as u8, group, set, 0),
         Entry::Manifest { group, set, .. } => (MANIFEST, 0, group, set, 0),
-        Entry::Commit { group, set, cut_time_ns } => (COMMIT, 0, group, set, cut_time_ns),
+        Entry::Commit { group, set, cut_time_ns, primary_epoch } => {
+            word = primary_epoch.0;
+            (COMMIT, 0, group, set, cut_time_ns)
+        }
         Entry::Applied { group, set } => (APPLIED, 0, group, set, 0),
     };
     let header = EntryHeader {
         kind,
         role,
         group: U16::new(group.0),
-        payload_crc: U32::new(payload_crc),
+        payload_crc: U32::new(word),
         set: U64::new(set.0),
         at: U32::new(at),
         payload_len: U32::new(entry.payload().len() as u32),
@@ -227,7 +232,7 @@ impl Cursor {
             unit.get(at..end).ok_or(Malformed)?
         };
         let (group, set) = (GroupId(header.group.get()), SetId(header.set.get()));
-        let payload_crc = header.payload_crc.get();
+        let mut payload_crc = header.payload_crc.get();
         let mut meta_bytes = ENTRY_BYTES;
         let entry = match header.kind {
             RECORD => {
@@ -237,7 +242,11 @@ impl Cursor {
                 Entry::Record { role, group, set, header: update, payload_crc, payload }
             }
             MANIFEST => Entry::Manifest { group, set, bytes: payload },
-            COMMIT => Entry::Commit { group, set, cut_time_ns: header.cut_time_ns.get() },
+            COMMIT => {
+                let primary_epoch = Epoch(core::mem::take(&mut payload_crc));
+                let cut_time_ns = header.cut_time_ns.get();
+                Entry::Commit { group, set, cut_time_ns, primary_epoch }
+            }
             APPLIED => Entry::Applied { group, set },
             _ => return Err(Malformed),
         };

@@ -58,7 +58,7 @@ pub use superblock::{GROUPS_MAX, GroupMarks, Identity};
 pub use writer::{AppendError, Journal};
 
 use crate::proto::command::RecordRole;
-use crate::proto::types::{BufRef, GroupId, SetId};
+use crate::proto::types::{BufRef, Epoch, GroupId, SetId};
 use crate::wire::update::UPDATE_HEADER_BYTES;
 
 pub use crate::proto::command::JournalPos;
@@ -98,6 +98,8 @@ pub enum Entry<'a> {
         set: SetId,
         /// When that set was cut, nanoseconds since the Unix epoch.
         cut_time_ns: u64,
+        /// The latest epoch of the primary site that was known then; 0 for none.
+        primary_epoch: Epoch,
     },
     /// All sets up to this are on the volumes, flushed.
     Applied {

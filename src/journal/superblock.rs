@@ -209,7 +209,7 @@ impl Groups {
     /// is harmless: what it says is true already when it is appended.
     pub(super) fn note(&mut self, entry: &Entry<'_>) {
         match *entry {
-            Entry::Commit { group, set, cut_time_ns } => {
+            Entry::Commit { group, set, cut_time_ns, .. } => {
                 let marks = self.of(group);
                 if set > marks.committed {
                     marks.committed = set;

@@ -40,6 +40,7 @@ enum Owned {
 }
 
 const GROUP: GroupId = GroupId(5);
+const PRIMARY_EPOCH: Epoch = Epoch(0x1234_5678);
 
 impl Owned {
     fn record(number: u64, set: u64, len: usize) -> Self {
@@ -63,7 +64,8 @@ impl Owned {
                 Entry::Manifest { group: GROUP, set: SetId(*set), bytes }
             }
             Self::Commit { set, cut_time_ns } => {
-                Entry::Commit { group: GROUP, set: SetId(*set), cut_time_ns: *cut_time_ns }
+                let (set, primary_epoch) = (SetId(*set), PRIMARY_EPOCH);
+                Entry::Commit { group: GROUP, set, cut_time_ns: *cut_time_ns, primary_epoch }
             }
             Self::Applied { set } => Entry::Applied { group: GROUP, set: SetId(*set) },
         }
@@ -77,7 +79,10 @@ impl Owned {
             Entry::Manifest { set, bytes, .. } => {
                 Self::Manifest { set: set.0, bytes: bytes.to_vec() }
             }
-            Entry::Commit { set, cut_time_ns, .. } => Self::Commit { set: set.0, cut_time_ns },
+            Entry::Commit { set, cut_time_ns, primary_epoch, .. } => {
+                assert_eq!(primary_epoch, PRIMARY_EPOCH);
+                Self::Commit { set: set.0, cut_time_ns }
+            }
             Entry::Applied { set, .. } => Self::Applied { set: set.0 },
         }
     }

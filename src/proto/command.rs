@@ -5,7 +5,7 @@
 
 use super::message::{BrokenReason, Message, VolumeFacts};
 use super::types::{
-    BufRef, Extent, GroupId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
+    BufRef, Epoch, Extent, GroupId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
 };
 use crate::wire::update::UPDATE_HEADER_BYTES;
 use alloc::vec::Vec;
@@ -212,6 +212,8 @@ pub enum JournalEntry {
         set: SetId,
         /// When the set was cut, nanoseconds since the Unix epoch.
         cut_time_ns: u64,
+        /// The latest epoch of the primary site that was known then; 0 for none.
+        primary_epoch: Epoch,
     },
     /// All sets up to `set` are on the volumes, flushed.
     Applied {

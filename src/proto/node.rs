@@ -62,11 +62,15 @@ impl Node {
         machines: Machines,
         now: Nanos,
     ) -> Self {
+        let other_epoch = match &machines {
+            Machines::Primary { .. } => Epoch(0),
+            Machines::Secondary(machines) => machines.primary_epoch(),
+        };
         let mut node = Self {
             me,
             epoch,
             other_site,
-            other_epoch: Epoch(0),
+            other_epoch,
             stale_other: 0,
             machines,
             loopback: VecDeque::with_capacity(16),
@@ -148,6 +152,9 @@ impl Node {
                 return;
             }
             self.other_epoch = epoch;
+            if let Machines::Secondary(machines) = &mut self.machines {
+                machines.heard_primary(epoch);
+            }
             epoch = self.epoch;
         }
         match &mut self.machines {

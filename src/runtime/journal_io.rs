@@ -246,8 +246,8 @@ fn recovered(entry: &Entry<'_>) -> Option<Recovered> {
                 None
             }
         },
-        Entry::Commit { group, set, cut_time_ns } => {
-            Some(Recovered::Commit { group, set, cut_time_ns })
+        Entry::Commit { group, set, cut_time_ns, primary_epoch } => {
+            Some(Recovered::Commit { group, set, cut_time_ns, primary_epoch })
         }
         Entry::Applied { group, set } => Some(Recovered::Applied { group, set }),
     }

@@ -464,7 +464,6 @@ fn machines(planned: &Machines) -> MachineConfigs {
             shard: secondary_shard(plan),
             coordinator: plan.coordination.as_ref().map(|coordination| CoordinatorConfig {
                 me: plan.me,
-                primary_coordinator: coordination.primary,
                 shards: coordination.shards.clone(),
                 groups: plan.groups.clone(),
                 volumes: coordination.owners.clone(),

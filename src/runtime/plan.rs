@@ -212,8 +212,6 @@ pub struct SecondaryVolume {
 pub struct Coordination {
     /// All shards of the site, ascending.
     pub shards: Vec<ShardId>,
-    /// The primary's coordinator.
-    pub primary: ShardId,
     /// The shard of each volume.
     pub owners: Vec<(VolumeId, ShardId)>,
 }
@@ -428,7 +426,6 @@ fn secondary(mover: &Mover, topology: &Topology, me: ShardId) -> SecondaryPlan {
         volumes,
         coordination: (me == coordinator).then(|| Coordination {
             shards: topology.shards(Role::Secondary).collect(),
-            primary: topology.primary_coordinator,
             owners: owners.collect(),
         }),
     }

@@ -326,7 +326,6 @@ impl Cluster {
         };
         let coordinator = (me == coordinator).then(|| CoordinatorConfig {
             me,
-            primary_coordinator: ShardId::new(0, 0),
             shards: (self.primaries..self.pollers.len()).map(|i| self.shard_id(i)).collect(),
             groups: vec![GROUP],
             volumes: (0..profile.volumes)
@@ -344,8 +343,8 @@ impl Cluster {
                     Recovered::Record { role, info }
                 }
                 Content::Manifest(message) => Recovered::Manifest { message },
-                Content::Commit { group, set, cut_time_ns } => {
-                    Recovered::Commit { group, set, cut_time_ns }
+                Content::Commit { group, set, cut_time_ns, primary_epoch } => {
+                    Recovered::Commit { group, set, cut_time_ns, primary_epoch }
                 }
                 Content::Applied { group, set } => Recovered::Applied { group, set },
             };

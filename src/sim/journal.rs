@@ -14,7 +14,7 @@ use super::prng::Rng;
 use crate::journal::{Config, Entry, Identity, Io, Journal, Piece, Recovery, Step};
 use crate::proto::command::{JournalEntry, JournalPos, RecordRole};
 use crate::proto::message::Message;
-use crate::proto::types::{GroupId, Seq, SetId, ShardId};
+use crate::proto::types::{Epoch, GroupId, Seq, SetId, ShardId};
 use crate::wire::message::decode;
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader, UpdateInfo};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,6 +41,8 @@ pub enum Content {
         set: SetId,
         /// When the set was cut, nanoseconds since the Unix epoch.
         cut_time_ns: u64,
+        /// The primary site's epoch that was known.
+        primary_epoch: Epoch,
     },
     /// Sets on the volumes.
     Applied {
@@ -70,8 +72,8 @@ impl Content {
                 Self::Record { bytes: record.bytes.clone(), info: record.info, role }
             }
             JournalEntry::Manifest { message } => Self::Manifest(message),
-            JournalEntry::Commit { group, set, cut_time_ns } => {
-                Self::Commit { group, set, cut_time_ns }
+            JournalEntry::Commit { group, set, cut_time_ns, primary_epoch } => {
+                Self::Commit { group, set, cut_time_ns, primary_epoch }
             }
             JournalEntry::Applied { group, set } => Self::Applied { group, set },
         })
@@ -85,7 +87,9 @@ impl Content {
                 Self::Record { bytes: [&header[..], payload].concat(), info, role }
             }
             Entry::Manifest { bytes, .. } => Self::Manifest(decode(bytes).ok()?.1),
-            Entry::Commit { group, set, cut_time_ns } => Self::Commit { group, set, cut_time_ns },
+            Entry::Commit { group, set, cut_time_ns, primary_epoch } => {
+                Self::Commit { group, set, cut_time_ns, primary_epoch }
+            }
             Entry::Applied { group, set } => Self::Applied { group, set },
         })
     }

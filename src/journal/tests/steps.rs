@@ -240,7 +240,7 @@ fn a_device_that_is_not_this_journal_is_refused_with_the_reason() {
     spoiled.spoil(0);
     spoiled.spoil(1);
     let error = Rig::open(config(0), spoiled).err().unwrap();
-    assert_eq!(error, OpenError::Superblocks { version: 1 });
+    assert_eq!(error, OpenError::Superblocks { version: 2 });
 
     let other = Recovery::open(config(0), ShardId::new(7, 4), stage()).unwrap();
     let error = Rig::recover(other, rig.disk.clone()).err().unwrap();

@@ -5,8 +5,9 @@
 //! are told to apply a set only when all have applied the one before (invariant 7, T3).
 //!
 //! Nothing is repeated by timer. A shard says how far it is whenever its link comes up (`Resume`)
-//! and gets what it lacks; the primary coordinator gets the confirmation again when its link comes
-//! up, and sends again the manifests that it misses one for.
+//! and gets what it lacks; the primary coordinator says that it leads whenever its link comes up or
+//! it enters an epoch (`Lead`), gets the confirmation again, and sends again the manifests that it
+//! misses one for. Commits carry the epoch of the primary site, so that a restart does not forget it.
 //!
 //! A group that forms no sets any more, whoever found that out, is called broken by every shard of
 //! the site (invariant 10). What is whole is committed and applied all the same, and nothing else.
@@ -19,7 +20,7 @@ use crate::proto::command::{Command, JournalPos, Report, SetState};
 use crate::proto::limits::SETS_AHEAD_MAX;
 use crate::proto::message::{BrokenReason, FactsAssembly, FactsPart, Message, VolumeFacts};
 use crate::proto::sabotage::Sabotage;
-use crate::proto::types::{GroupId, Nanos, SetId, ShardId, VolumeId};
+use crate::proto::types::{Epoch, GroupId, Nanos, SetId, ShardId, VolumeId};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -34,8 +35,6 @@ pub(super) use commits::owns;
 pub struct CoordinatorConfig {
     /// The shard it runs beside.
     pub me: ShardId,
-    /// The primary site's coordinator.
-    pub primary_coordinator: ShardId,
     /// All shards of this site, its own included.
     pub shards: Vec<ShardId>,
     /// All groups.
@@ -126,6 +125,12 @@ impl Group {
 #[derive(Clone, Debug)]
 pub struct SecondaryCoordinator {
     config: CoordinatorConfig,
+    /// The latest epoch of the primary site that was heard of, in this life or before; what was said
+    /// in earlier ones is not believed.
+    primary_epoch: Epoch,
+    /// Who forms the sets in it. Unknown after a start, until it says so: a mover that coordinated
+    /// before and was excluded must not be told how far this site is, or it would call the group broken.
+    leader: Option<ShardId>,
     /// Index of a volume's shard.
     owners: BTreeMap<VolumeId, usize>,
     groups: BTreeMap<GroupId, Group>,
@@ -172,6 +177,8 @@ impl SecondaryCoordinator {
         let scarce_shards = vec![false; config.shards.len()];
         Self {
             config,
+            primary_epoch: Epoch(0),
+            leader: None,
             owners,
             groups,
             commands: VecDeque::new(),
@@ -205,18 +212,19 @@ impl SecondaryCoordinator {
     }
 
     /// A message that [`SecondaryCoordinator::wants`] accepts.
-    pub fn handle_message(&mut self, now: Nanos, from: ShardId, message: Message) {
+    pub fn handle_message(&mut self, _now: Nanos, from: ShardId, message: Message) {
         let shard = self.config.shards.iter().position(|shard| *shard == from);
         if shard.is_none()
-            && matches!(message, Message::Lead | Message::Manifest { .. })
-            && from != self.config.primary_coordinator
+            && (message == Message::Lead
+                || matches!(message, Message::Manifest { .. } | Message::Broken { .. })
+                    && self.leader != Some(from))
         {
-            // Another shard of the primary site forms the sets from now on: those of an epoch that
-            // is over are not heard any more. Its messages come in any order.
-            self.config.primary_coordinator = from;
-            self.handle_peer_up(now, from);
+            // This shard of the primary site forms the sets from now on: those of an epoch that is
+            // over are not heard any more. Its messages come in any order.
+            self.leader = Some(from);
+            self.greet(from);
         }
-        let from_primary = from == self.config.primary_coordinator;
+        let from_primary = self.leader == Some(from);
         let known = |group: &GroupId| self.groups.contains_key(group);
         match (message, shard) {
             (Message::Manifest { group, set, cut_time_ns, facts }, _)
@@ -291,9 +299,7 @@ impl SecondaryCoordinator {
         let Some(group) = self.groups.get_mut(&id) else { return };
         if set <= group.committed {
             let message = Message::Confirmed { group: id, set: group.committed };
-            let to = self.config.primary_coordinator;
-            self.commands.push_back(Command::Send { to, message });
-            return;
+            return self.tell_primary(message);
         }
         if set <= group.appended {
             return;
@@ -382,9 +388,10 @@ impl SecondaryCoordinator {
             group.applied = applied;
             let (set, state) = (applied, SetState::Applied);
             self.commands.push_back(Command::Report(Report::SetState { group: id, set, state }));
-            let message = Message::Applied { group: id, set };
-            let to = self.config.primary_coordinator;
-            self.commands.push_back(Command::Send { to, message });
+            if let Some(to) = self.leader {
+                let message = Message::Applied { group: id, set };
+                self.commands.push_back(Command::Send { to, message });
+            }
         }
         while group.commits.front().is_some_and(|commit| commit.set < applied) {
             group.commits.pop_front();
@@ -445,8 +452,8 @@ impl SecondaryCoordinator {
         }
         group.broken = Some(reason);
         self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
-        if tell_primary {
-            self.tell_broken(self.config.primary_coordinator, id, reason);
+        if let Some(leader) = self.leader.filter(|_| tell_primary) {
+            self.tell_broken(leader, id, reason);
         }
         for to in self.config.shards.clone() {
             if to != self.config.me {
@@ -460,29 +467,53 @@ impl SecondaryCoordinator {
         self.commands.push_back(Command::Send { to, message });
     }
 
-    /// See [`super::Secondary::handle_peer_up`]. Shards say themselves how far they are.
-    pub fn handle_peer_up(&mut self, _now: Nanos, peer: ShardId) {
-        let is_primary = peer == self.config.primary_coordinator;
-        let is_shard = peer != self.config.me && self.config.shards.contains(&peer);
-        if !is_primary && !is_shard {
-            return;
+    fn tell_primary(&mut self, message: Message) {
+        if let Some(to) = self.leader {
+            self.commands.push_back(Command::Send { to, message });
         }
+    }
+
+    /// Tells the primary coordinator how far this site is.
+    fn greet(&mut self, leader: ShardId) {
         for group in self.groups.values() {
             let id = group.id;
             let mut messages = Vec::new();
-            if is_primary && group.committed > SetId(0) {
+            if group.committed > SetId(0) {
                 messages.push(Message::Confirmed { group: id, set: group.committed });
             }
-            if is_primary && group.applied > SetId(0) {
+            if group.applied > SetId(0) {
                 messages.push(Message::Applied { group: id, set: group.applied });
             }
             if let Some(reason) = group.broken {
                 messages.push(Message::Broken { group: id, reason });
             }
             for message in messages {
+                self.commands.push_back(Command::Send { to: leader, message });
+            }
+        }
+    }
+
+    /// See [`super::Secondary::handle_peer_up`]. Shards say themselves how far they are, and so does
+    /// the primary coordinator ([`Message::Lead`]).
+    pub fn handle_peer_up(&mut self, _now: Nanos, peer: ShardId) {
+        if peer == self.config.me || !self.config.shards.contains(&peer) {
+            return;
+        }
+        for group in self.groups.values() {
+            if let Some(reason) = group.broken {
+                let message = Message::Broken { group: group.id, reason };
                 self.commands.push_back(Command::Send { to: peer, message });
             }
         }
+    }
+
+    /// The primary site speaks in this epoch.
+    pub(super) fn heard_primary(&mut self, epoch: Epoch) {
+        self.primary_epoch = self.primary_epoch.max(epoch);
+    }
+
+    pub(super) fn primary_epoch(&self) -> Epoch {
+        self.primary_epoch
     }
 
     /// The next effect.

@@ -170,9 +170,9 @@ impl Secondary {
 
     /// Takes one entry of the journal, at `position`; entries come in the order of positions.
     pub fn recover(&mut self, position: JournalPos, entry: Recovered) {
-        if let Recovered::Commit { group, set, cut_time_ns } = entry {
+        if let Recovered::Commit { group, set, cut_time_ns, primary_epoch } = entry {
             if let Some(coordinator) = &mut self.coordinator {
-                coordinator.recover_commit(position, group, set, cut_time_ns);
+                coordinator.recover_commit(position, group, set, cut_time_ns, primary_epoch);
             }
         } else {
             self.shard.recover(position, entry);
@@ -199,6 +199,20 @@ impl Secondary {
     ) -> Receipt {
         self.now = now;
         self.shard.handle_record(now, from, role, info, buf)
+    }
+
+    /// The primary site was heard in this epoch; the caller refuses what it says in earlier ones.
+    pub fn heard_primary(&mut self, epoch: Epoch) {
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.heard_primary(epoch);
+        }
+    }
+
+    /// The latest epoch of the primary site that was heard of, in this life or, as far as sets were
+    /// committed in it, before; 0 for none, and where no coordinator runs.
+    #[must_use]
+    pub fn primary_epoch(&self) -> Epoch {
+        self.coordinator.as_ref().map_or(Epoch(0), SecondaryCoordinator::primary_epoch)
     }
 
     /// A message has arrived, or control has one for the coordinator (`PauseApply`, with `from`

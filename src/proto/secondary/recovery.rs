@@ -11,7 +11,7 @@ use super::store::{Entry, NIL};
 use crate::proto::command::{JournalPos, RecordRole};
 use crate::proto::limits::{RETAINED_UPDATES_MAX, SETS_AHEAD_MAX};
 use crate::proto::message::{FactsPart, Message, VolumeFacts};
-use crate::proto::types::{GroupId, Nanos, Seq, SetId, VolumeId};
+use crate::proto::types::{Epoch, GroupId, Nanos, Seq, SetId, VolumeId};
 use crate::wire::update::{UpdateInfo, digest_of};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -39,6 +39,8 @@ pub enum Recovered {
         set: SetId,
         /// When the set was cut, nanoseconds since the Unix epoch.
         cut_time_ns: u64,
+        /// As appended.
+        primary_epoch: Epoch,
     },
     /// From `JournalEntry::Applied`.
     Applied {

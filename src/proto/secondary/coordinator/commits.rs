@@ -7,7 +7,7 @@ use super::{Pending, SecondaryCoordinator};
 use crate::proto::command::{Command, JournalEntry, JournalPos, Report, SetState, Token};
 use crate::proto::message::Message;
 use crate::proto::sabotage::Sabotage;
-use crate::proto::types::{GroupId, Nanos, SetId};
+use crate::proto::types::{Epoch, GroupId, Nanos, SetId};
 use alloc::vec::Vec;
 
 /// Marks the coordinator's tokens among those of its poller.
@@ -44,7 +44,9 @@ impl SecondaryCoordinator {
         group: GroupId,
         set: SetId,
         cut_time_ns: u64,
+        primary_epoch: Epoch,
     ) {
+        self.primary_epoch = self.primary_epoch.max(primary_epoch);
         let Some(group) = self.groups.get_mut(&group) else { return };
         let position = Some(position);
         let commit = Commit { set, cut_time_ns, ordinal: 0, position, moving: None };
@@ -73,7 +75,8 @@ impl SecondaryCoordinator {
             let set = group.appended.next();
             self.ordinal += 1;
             let ordinal = self.ordinal;
-            let entry = JournalEntry::Commit { group: id, set, cut_time_ns };
+            let primary_epoch = self.primary_epoch;
+            let entry = JournalEntry::Commit { group: id, set, cut_time_ns, primary_epoch };
             let token = Token(TOKEN_MARK | ordinal);
             self.commands.push_back(Command::Journal { entry, token });
             let commit = Commit { set, cut_time_ns, ordinal, position: None, moving: None };
@@ -152,8 +155,7 @@ impl SecondaryCoordinator {
         }
         if group.committed > before {
             let message = Message::Confirmed { group: id, set: group.committed };
-            let to = self.config.primary_coordinator;
-            self.commands.push_back(Command::Send { to, message });
+            self.tell_primary(message);
             self.apply(id);
         }
     }
@@ -185,7 +187,9 @@ impl SecondaryCoordinator {
                 self.ordinal += 1;
                 front.moving = Some((self.ordinal, None));
                 let (set, cut_time_ns) = (front.set, front.cut_time_ns);
-                let entry = JournalEntry::Commit { group: group.id, set, cut_time_ns };
+                let primary_epoch = self.primary_epoch;
+                let entry =
+                    JournalEntry::Commit { group: group.id, set, cut_time_ns, primary_epoch };
                 let token = Token(TOKEN_MARK | self.ordinal);
                 self.commands.push_back(Command::Journal { entry, token });
                 moving |= in_the_way;

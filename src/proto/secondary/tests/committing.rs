@@ -3,7 +3,8 @@
 use super::*;
 use crate::proto::command::{Report, SetState, Token};
 use crate::proto::message::BrokenReason;
-use crate::proto::secondary::{CoordinatorConfig, SecondaryCoordinator};
+use crate::proto::node::{Machines, Node};
+use crate::proto::secondary::{CoordinatorConfig, Recovered, SecondaryCoordinator};
 
 const A: ShardId = COORDINATOR;
 const B: ShardId = ShardId::new(11, 0);
@@ -11,7 +12,6 @@ const B: ShardId = ShardId::new(11, 0);
 fn new() -> SecondaryCoordinator {
     SecondaryCoordinator::new(CoordinatorConfig {
         me: A,
-        primary_coordinator: PRIMARY,
         shards: vec![A, B],
         groups: vec![GROUP],
         volumes: vec![(VOLUME, A), (VolumeId(8), B)],
@@ -210,7 +210,7 @@ fn only_the_poller_itself_may_pause() {
 fn after_a_restart_the_set_in_doubt_is_finished_even_when_paused() {
     let mut c = new();
     for set in [1, 2, 3] {
-        c.recover_commit(JournalPos(set), GROUP, SetId(set), set * 10);
+        c.recover_commit(JournalPos(set), GROUP, SetId(set), set * 10, Epoch(0));
     }
     c.recovered(NOW);
     c.handle_message(NOW, A, Message::PauseApply { group: GROUP, paused: true });
@@ -257,11 +257,44 @@ fn the_primary_coordinator_hears_again_what_is_confirmed() {
     applied(&mut c, A, 1);
     applied(&mut c, B, 1);
     commands(&mut c);
-    c.handle_peer_up(NOW, PRIMARY);
+    c.handle_message(NOW, PRIMARY, Message::Lead);
     let done = send(PRIMARY, Message::Applied { group: GROUP, set: SetId(1) });
     assert_eq!(commands(&mut c), [confirmed(1), done]);
     c.handle_message(NOW, PRIMARY, manifest(1, vec![]));
     assert_eq!(commands(&mut c), [confirmed(1)]);
+}
+
+#[test]
+fn a_restart_does_not_forget_the_primary_epoch_and_tells_no_mover_that_was_excluded() {
+    let excluded = ShardId::new(2, 0);
+    let coordinator = CoordinatorConfig {
+        me: COORDINATOR,
+        shards: vec![COORDINATOR],
+        groups: vec![GROUP],
+        volumes: vec![(VOLUME, COORDINATOR)],
+        sabotage: Sabotage::None,
+    };
+    let shard = ShardConfig { me: COORDINATOR, ..config(None) };
+    let mut machines = Secondary::new(shard, Some(coordinator));
+    let (group, set, primary_epoch) = (GROUP, SetId(1), Epoch(9));
+    let commit = Recovered::Commit { group, set, cut_time_ns: 1, primary_epoch };
+    machines.recover(JournalPos(1), commit);
+    machines.recovered(NOW);
+    let others = vec![PRIMARY.mover, excluded.mover];
+    let machines = Machines::Secondary(machines);
+    let mut node = Node::new(COORDINATOR, EPOCH, others, machines, NOW);
+    let mut said = |from, epoch, message| {
+        node.handle_peer_up(NOW, from);
+        node.handle_message(NOW, from, Epoch(epoch), message);
+        let all = core::iter::from_fn(|| node.poll_command(NOW));
+        all.filter(|command| matches!(command, Command::Send { .. })).collect::<Vec<_>>()
+    };
+    let resume = |to| send(to, Message::Resume { group, stored: SetId(0), applied: SetId(0) });
+    assert_eq!(said(excluded, 8, Message::Lead), [], "nobody else spoke in this life");
+    let reason = BrokenReason::MoverRestarted;
+    assert_eq!(said(excluded, 8, Message::Broken { group, reason }), []);
+    assert_eq!(said(PRIMARY, 9, Message::Lead), [resume(PRIMARY), confirmed(1)]);
+    assert_eq!(node.refused_of_other_site(), 2);
 }
 
 #[test]
@@ -291,10 +324,10 @@ fn a_group_that_the_primary_breaks_is_called_so_by_all_shards_and_its_whole_sets
     assert_eq!(commands(&mut c), [report, send(B, broken.clone())]);
     c.handle_message(NOW, PRIMARY, broken.clone());
     assert_eq!(commands(&mut c), [], "it is known");
-    for peer in [B, PRIMARY] {
-        c.handle_peer_up(NOW, peer);
-        assert_eq!(commands(&mut c), [send(peer, broken.clone())]);
-    }
+    c.handle_peer_up(NOW, B);
+    assert_eq!(commands(&mut c), [send(B, broken.clone())]);
+    c.handle_message(NOW, PRIMARY, Message::Lead);
+    assert_eq!(commands(&mut c), [send(PRIMARY, broken.clone())]);
     stored(&mut c, B, 1);
     assert_eq!(kinds(&commands(&mut c)), ["journal commit", "journal flush"]);
 }
@@ -308,7 +341,6 @@ fn an_idle_groups_commit_does_not_hold_the_journal_for_ever() {
         volumes: vec![(VOLUME, A)],
         ..CoordinatorConfig {
             me: A,
-            primary_coordinator: PRIMARY,
             shards: vec![],
             groups: vec![],
             volumes: vec![],

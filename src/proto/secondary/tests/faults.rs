@@ -120,6 +120,8 @@ impl Site {
         if at != PRIMARY {
             self.node(at).machine.handle_peer_up(now, peer);
         } else if peer == COORDINATOR {
+            let message = Message::Lead;
+            self.pool.push(Event::Message { from: PRIMARY, to: COORDINATOR, message });
             for group in self.history.groups.clone() {
                 if self.broken.contains(&group) {
                     self.say_broken(group);

@@ -150,7 +150,6 @@ impl Site {
         };
         let coordinator = (me == COORDINATOR).then(|| CoordinatorConfig {
             me,
-            primary_coordinator: PRIMARY,
             shards: SHARDS.to_vec(),
             groups: self.history.groups.clone(),
             volumes: owners.iter().map(|(volume, (_, owner))| (*volume, *owner)).collect(),
@@ -473,8 +472,8 @@ impl Site {
                         Recovered::Record { role, info: *self.held(at, buf)? }
                     }
                     JournalEntry::Manifest { message } => Recovered::Manifest { message },
-                    JournalEntry::Commit { group, set, cut_time_ns } => {
-                        Recovered::Commit { group, set, cut_time_ns }
+                    JournalEntry::Commit { group, set, cut_time_ns, primary_epoch } => {
+                        Recovered::Commit { group, set, cut_time_ns, primary_epoch }
                     }
                     JournalEntry::Applied { group, set } => Recovered::Applied { group, set },
                 };

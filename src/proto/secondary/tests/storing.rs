@@ -89,7 +89,6 @@ fn a_scarce_journal_of_which_nothing_is_needed_is_given_back() {
 fn a_coordinator_without_commits_does_not_hold_the_journal() {
     let site = CoordinatorConfig {
         me: ME,
-        primary_coordinator: PRIMARY,
         shards: vec![ME, PARTNER],
         groups: vec![GROUP],
         volumes: vec![(VOLUME, ME)],
