@@ -60,6 +60,13 @@ impl SiteRecord {
         self.since.get(at).copied()
     }
 
+    /// Whether a mover that took part in the epoch `before` has left since: it is no member, or is one
+    /// again with an empty memory. A mover may hear of several epochs at once.
+    #[must_use]
+    pub fn left_since(&self, mover: MoverId, before: Epoch) -> bool {
+        self.since(mover).is_none_or(|since| since > before)
+    }
+
     /// The record of the next epoch; none when nobody would be left. Volumes of movers that failed
     /// go to the same lane (poller index modulo pollers) of the member with the least `load`
     /// including what it is given here, which is counted in the unit that `weight` is in.
@@ -175,6 +182,9 @@ mod tests {
         let healed = next(&one, &Change { joined: &[MoverId(0)], ..NONE });
         assert_eq!((healed.failures, healed.moved.len(), healed.members.len()), (0, 0, 3));
         assert_eq!(healed.since, [Epoch(9), Epoch(7), Epoch(7)]);
+        assert!(one.left_since(MoverId(0), Epoch(7)) && !one.left_since(MoverId(1), Epoch(7)));
+        assert!(healed.left_since(MoverId(0), Epoch(7)), "it came back with an empty memory");
+        assert!(!healed.left_since(MoverId(0), Epoch(9)));
         assert_eq!(healed.map_version, one.map_version, "nothing moves by joining");
         assert!(again.next(&Change { failed: &[MoverId(2)], ..NONE }, |_| 1, |_| 1).is_none());
     }

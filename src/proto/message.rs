@@ -201,6 +201,8 @@ pub enum Message {
         group: GroupId,
         /// The last set that the sender knows to be confirmed.
         confirmed: SetId,
+        /// The last set that it knows to have been opened; 0 for none.
+        open: SetId,
         /// This part's index, from 0.
         part: u16,
         /// How many parts there are, at least 1.
@@ -253,9 +255,7 @@ pub struct Held {
     pub volume: VolumeId,
     /// Copies that the sender holds and sends to the receiver, which takes the volume over.
     pub copies: u32,
-    /// The last number that the sender knows of.
-    pub last: Seq,
-    /// The last number that it knows to be in a confirmed set.
+    /// The last number that the sender knows to be in a confirmed set.
     pub confirmed: Seq,
 }
 

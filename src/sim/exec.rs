@@ -11,7 +11,7 @@ use crate::mem::crc32c::crc32c;
 use crate::proto::command::{Command, HostTag, PayloadAt, Report, Token};
 use crate::proto::message::Message;
 use crate::proto::primary::{HostUpdate, Stamp};
-use crate::proto::types::{BufRef, Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
+use crate::proto::types::{BufRef, Epoch, Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateInfo};
 
 impl Cluster {
@@ -127,7 +127,11 @@ impl Cluster {
                 self.stats.take_overs += 1;
                 self.stats.recovered_updates += u64::from(*updates);
                 self.stats.lost_numbers += u64::from(*voids);
-                self.observer.taken_over(volume.0 as usize, id.mover.0, *next)
+                let epoch = self.pollers[node].node.as_ref().map_or(Epoch(0), |node| node.epoch());
+                let record = self.site.records.iter().find(|record| record.epoch == epoch);
+                ensure!(9, record.is_some(), "{id} takes {volume} over in {epoch}");
+                let Some(record) = record else { return Ok(()) };
+                self.observer.taken_over(volume.0 as usize, id.mover.0, *next, record)
             }
             Report::Restored { volume } => {
                 let index = volume.0 as usize;

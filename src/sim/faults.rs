@@ -360,11 +360,12 @@ impl Cluster {
                 if let Some(shard) = machines.primary() {
                     let not_ready: Vec<_> = shard.not_ready().collect();
                     let unheard: Vec<_> = shard.unheard().collect();
+                    let awaited: Vec<_> = shard.awaited().collect();
                     let groups: Vec<_> = shard.groups().collect();
                     let counters = shard.counters();
                     let under_way: Vec<_> = shard.under_way().collect();
                     primary += &format!(
-                        "not ready {not_ready:?}, under way {under_way:?}, unheard {unheard:?}, {groups:?}, {counters:?}; "
+                        "not ready {not_ready:?}, under way {under_way:?}, unheard {unheard:?}, awaited {awaited:?}, {groups:?}, {counters:?}; "
                     );
                 }
                 if let Some(engine) = machines.boundary() {

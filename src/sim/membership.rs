@@ -196,6 +196,7 @@ impl Cluster {
         for (volume, owner) in &next.owners {
             self.owners[volume.0 as usize].0 = self.shard_index(*owner);
         }
+        self.observer.epoch_begins(next.epoch);
         self.site.records.push(next);
         let members = self.site.latest().members.clone();
         for mover in members {
@@ -229,24 +230,23 @@ impl Cluster {
         self.stats.epochs += 1;
         for port in 0..self.pollers[node].ports.len() {
             let peer = self.pollers[node].ports[port].peer;
-            let member = record.members.contains(&self.pollers[peer].id.mover);
+            let left = record.left_since(self.pollers[peer].id.mover, old);
             let port_ref = &mut self.pollers[node].ports[port];
             port_ref.touched = true;
             if peer >= self.primaries {
                 port_ref.link.enter_epoch(record.epoch);
             } else {
                 port_ref.link.set_epoch(record.epoch, PeerEpoch::Exactly(record.epoch));
-                if !member {
+                if left {
                     port_ref.link.close();
                     self.link_events(node, port)?;
                 }
             }
         }
-        let members = record.members.iter().fold(0, |mask, mover| mask | 1 << mover.0);
         for volume in 0..self.owners.len() {
             let moved = record.moved.binary_search(&VolumeId(volume as u32)).is_ok();
             if self.owners[volume].0 == node && !moved {
-                self.observer.owner_entered(volume, members);
+                self.observer.owner_entered(volume, &record);
             }
         }
         let engine = self.engine(&record);

@@ -46,7 +46,12 @@ impl Cluster {
         token: Token,
     ) -> Verdict {
         let known = self.pollers[from].arena.get(buf).is_some();
-        ensure!(0, known, "{} sends a record that it has freed", self.pollers[from].id);
+        let id = self.pollers[from].id;
+        ensure!(
+            0,
+            known,
+            "{id} sends {buf} to shard {to} as {role:?}, {token:?}, and has freed it"
+        );
         self.push(from, to, Unsent::Record(role, buf, token));
         Ok(())
     }

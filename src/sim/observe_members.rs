@@ -3,7 +3,8 @@
 //! newest version of each block.
 
 use super::observer::{Base, HostWrite, NEVER, Observer, Verdict, WriteId, blocks, ensure};
-use crate::proto::types::{Extent, Seq, SetId};
+use crate::proto::membership::SiteRecord;
+use crate::proto::types::{Epoch, Extent, MoverId, Seq, SetId};
 
 impl Observer {
     /// So many movers hold an update from now on before it counts as safe. More than before only
@@ -14,7 +15,7 @@ impl Observer {
         }
         self.copies = copies;
         for write in &mut self.writes {
-            write.safe |= write.counted.count_ones() >= copies;
+            write.safe |= write.copies_counted() >= copies;
         }
     }
 
@@ -39,9 +40,6 @@ impl Observer {
     pub fn member(&mut self, mover: u16, shards: std::ops::Range<usize>, takes_part: bool) {
         if takes_part {
             self.excluded &= !(1 << mover);
-            for write in &mut self.writes {
-                write.counted &= !(1 << mover);
-            }
         }
         for shard in shards {
             self.left[shard] = !takes_part;
@@ -57,10 +55,20 @@ impl Observer {
         }
     }
 
-    /// The shard responsible for a volume has entered an epoch of `members`.
-    pub fn owner_entered(&mut self, volume: usize, members: u64) {
+    /// The store has a new epoch.
+    pub fn epoch_begins(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+    }
+
+    /// The shard responsible for a volume has entered the epoch of `record`: what movers stored that
+    /// have left since does not count any more, also if they are back.
+    pub fn owner_entered(&mut self, volume: usize, record: &SiteRecord) {
         for write in self.writes.iter_mut().filter(|write| write.volume == volume) {
-            write.counted &= members;
+            for (mover, stored) in write.counted.iter_mut().enumerate() {
+                if record.left_since(MoverId(mover as u16), Epoch(*stored)) {
+                    *stored = 0;
+                }
+            }
         }
     }
 
@@ -71,14 +79,20 @@ impl Observer {
         self.taken_by[volume].is_some_and(|owner| owner != mover)
     }
 
-    /// A shard has taken a volume over: it goes on with `next`. Updates that no member holds are
+    /// A shard has taken a volume over in the epoch of `record`: it goes on with `next`. Updates that no member holds are
     /// gone; their numbers are void, or are given out again.
     ///
     /// # Errors
     /// Invariant 1: an update that somebody knew of is lost.
-    pub fn taken_over(&mut self, index: usize, mover: u16, next: Seq) -> Verdict {
+    pub fn taken_over(
+        &mut self,
+        index: usize,
+        mover: u16,
+        next: Seq,
+        record: &SiteRecord,
+    ) -> Verdict {
         self.tick();
-        self.owner_entered(index, !self.excluded);
+        self.owner_entered(index, record);
         self.taken_by[index] = Some(mover);
         let committed = self.committed;
         for at in 0..self.volumes[index].by_seq.len() {

@@ -8,7 +8,8 @@
 //! Order of events is counted in ticks: every observation has its own, so "before" is exact even
 //! within one instant of virtual time.
 
-use crate::proto::types::{Extent, NvmeStatus, Seq, SetId, UpdateKind};
+use super::cluster::EPOCH;
+use crate::proto::types::{Epoch, Extent, NvmeStatus, Seq, SetId, UpdateKind};
 use crate::wire::update::UpdateInfo;
 use std::fmt;
 
@@ -47,6 +48,9 @@ pub(super) use ensure;
 
 /// Index of a host update in the order of issue; its host tag too.
 pub type WriteId = u32;
+
+/// More primary movers than any history has.
+pub(super) const MOVERS_MAX: usize = 8;
 
 /// A tick that never came.
 pub const NEVER: u64 = u64::MAX;
@@ -89,9 +93,9 @@ pub struct HostWrite {
     pub completed: bool,
     /// Bit m: primary mover m holds a record of it; not counting those that were excluded.
     pub held_by: u64,
-    /// The same, as the shard knows it that is responsible: those excluded count until it has entered
-    /// the epoch.
-    pub counted: u64,
+    /// By primary mover: the epoch in which it stored a record, as far as the responsible shard may
+    /// count it; 0 where it may not. Those excluded count until that shard has entered the epoch.
+    pub counted: [u32; MOVERS_MAX],
     /// As many movers as should have held it at once.
     pub safe: bool,
     /// Index of the poller that its host sent it to.
@@ -99,6 +103,11 @@ pub struct HostWrite {
 }
 
 impl HostWrite {
+    /// How many movers hold it as far as the responsible shard may know.
+    pub(super) fn copies_counted(&self) -> u32 {
+        self.counted.iter().filter(|epoch| **epoch != 0).count() as u32
+    }
+
     /// The value that block `lba` of its extent has once written. Different for every block of
     /// every write with a payload, zero for those without.
     #[must_use]
@@ -163,6 +172,8 @@ pub struct Observer {
     pub volumes: Vec<VolumeTruth>,
     /// The open set of every primary shard, by index among all shards.
     pub(super) open: Vec<SetId>,
+    /// The latest epoch of the primary site.
+    pub(super) epoch: Epoch,
     /// Bit m: primary mover m was excluded and has not come back.
     pub(super) excluded: u64,
     /// Per volume: the mover that took it over last; what others number is of no importance.
@@ -204,6 +215,7 @@ impl Observer {
             writes: Vec::new(),
             volumes: targets.iter().map(|target| VolumeTruth::new(*target, blocks)).collect(),
             open: vec![SetId(0); primaries],
+            epoch: EPOCH,
             excluded: 0,
             taken_by: vec![None; targets.len()],
             left: vec![false; primaries],
@@ -238,7 +250,7 @@ impl Observer {
             base: Base::Waiting,
             completed: false,
             held_by: 0,
-            counted: 0,
+            counted: [0; MOVERS_MAX],
             safe: false,
             path: usize::MAX,
         });
@@ -290,8 +302,8 @@ impl Observer {
             if self.excluded & 1 << mover == 0 {
                 write.held_by |= 1 << mover;
             }
-            write.counted |= 1 << mover;
-            write.safe |= write.counted.count_ones() >= self.copies;
+            write.counted[usize::from(mover)] = self.epoch.0;
+            write.safe |= write.copies_counted() >= self.copies;
         }
         Ok(())
     }

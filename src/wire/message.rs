@@ -202,8 +202,9 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             ANSWERED
         }
         Message::Lead => LEAD,
-        Message::Survey { group, confirmed, part, parts, volumes } => {
+        Message::Survey { group, confirmed, open, part, parts, volumes } => {
             group_set(out, *group, *confirmed);
+            out.extend_from_slice(&open.0.to_le_bytes());
             out.extend_from_slice(&part.to_le_bytes());
             out.extend_from_slice(&parts.to_le_bytes());
             encode_held(volumes, out);
@@ -221,7 +222,6 @@ fn encode_held(volumes: &[Held], out: &mut Vec<u8>) {
     for held in volumes {
         out.extend_from_slice(&held.volume.0.to_le_bytes());
         out.extend_from_slice(&held.copies.to_le_bytes());
-        out.extend_from_slice(&held.last.0.to_le_bytes());
         out.extend_from_slice(&held.confirmed.0.to_le_bytes());
     }
 }
@@ -323,12 +323,12 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
         }
         LEAD => Message::Lead,
         SURVEY => {
-            let (group, confirmed) = (r.group()?, r.set()?);
+            let (group, confirmed, open) = (r.group()?, r.set()?, r.set()?);
             let (part, parts) = (r.u16()?, r.u16()?);
             if part >= parts {
                 return Err(r.field("part", u64::from(part)));
             }
-            Message::Survey { group, confirmed, part, parts, volumes: r.held()? }
+            Message::Survey { group, confirmed, open, part, parts, volumes: r.held()? }
         }
         MARKS => Message::Marks { volumes: r.held()? },
         found => return Err(MessageError::Kind { found }),
@@ -392,7 +392,6 @@ impl Reader<'_> {
             volumes.push(Held {
                 volume: VolumeId(self.u32()?),
                 copies: self.u32()?,
-                last: Seq(self.u64()?),
                 confirmed: Seq(self.u64()?),
             });
         }

@@ -361,7 +361,12 @@ impl Boundary {
         let highest = group.greeted.iter().flatten().copied().max().unwrap_or(SetId(0));
         let first = if highest == SetId(0) { group.first_set } else { highest };
         let now_unix = self.unix_offset_ns + now.0;
-        // What some shard did not know to be confirmed and closed anew.
+        let (claimed, id) = (group.claimed, group.id);
+        if claimed >= first {
+            return self.broke(index, BrokenReason::MoverRestarted);
+        }
+        // Of what some shard, or all, did not know to be confirmed nothing is formed anew.
+        group.confirmed = group.confirmed.max(claimed);
         let confirmed = group.confirmed;
         group.sets.retain(|set| set.id > confirmed);
         for id in group.confirmed.0 + 1..first.0 {
@@ -379,10 +384,6 @@ impl Boundary {
                     set.without(index);
                 }
             }
-        }
-        let (claimed, id) = (group.claimed, group.id);
-        if claimed >= first {
-            return self.broke(index, BrokenReason::MoverRestarted);
         }
         if confirmed > SetId(0) {
             // Some may not have heard it from a coordinator before this one.

@@ -22,13 +22,14 @@ use alloc::vec::Vec;
 
 impl PrimaryShard {
     /// Enters the epoch that `record` describes, if it is later than the present one. The caller
-    /// has closed the links to movers that do not belong to it, and lets the links to the others
+    /// has closed the links to movers that have left since the present one
+    /// ([`SiteRecord::left_since`]), also if they are members again, and lets the links to members
     /// carry the new epoch from now on.
     pub fn enter(&mut self, now: Nanos, record: &SiteRecord) {
         if record.epoch <= self.epoch {
             return;
         }
-        self.epoch = record.epoch;
+        let before = core::mem::replace(&mut self.epoch, record.epoch);
         self.map_version = record.map_version;
         self.coordinator = record.coordinator;
         self.since = record.since(self.me.mover).unwrap_or(record.epoch);
@@ -37,13 +38,14 @@ impl PrimaryShard {
         let mut gone = 0_u64;
         let mut members = 1;
         for (index, mirror) in self.mirrors.iter_mut().enumerate() {
+            if record.left_since(mirror.shard.mover, before) {
+                gone |= u64::from(mirror.member) << index;
+                mirror.leave();
+            }
             if let Some(since) = record.since(mirror.shard.mover) {
                 mirror.member = true;
                 mirror.since = since;
                 members += 1;
-            } else {
-                gone |= u64::from(mirror.member) << index;
-                mirror.leave();
             }
             mirror.surveyed = !mirror.member;
             mirror.surveys.clear();
@@ -61,7 +63,7 @@ impl PrimaryShard {
         self.takers_left(gone);
         self.lone = false;
         self.copies_left(gone);
-        self.stop_resending(gone);
+        self.copies_stopped(gone);
         self.recharge_copies();
         self.forwards_stranded(gone);
         self.recheck_restores();
@@ -74,8 +76,10 @@ impl PrimaryShard {
         for index in 0..self.mirrors.len() {
             self.send_again(index);
         }
-        self.advance_recovery();
-        if self.recovery.is_none() {
+        if self.recovery.is_some() {
+            // What is known here is told when all is.
+            self.advance_recovery();
+        } else {
             self.greet_coordinator();
         }
     }
@@ -160,11 +164,11 @@ impl PrimaryShard {
                 continue;
             }
             self.mirror_again(slot);
-            self.release_confirmed(slot);
-            let update = self.slab.get(slot);
-            if update.has(CONFIRMED) {
+            if self.slab.get(slot).has(CONFIRMED) {
+                self.release_confirmed(slot);
                 continue;
             }
+            let update = self.slab.get(slot);
             if update.mirrors_pending == 0 && !update.has(SAFE) {
                 self.became_safe(slot);
             }
@@ -244,13 +248,10 @@ impl PrimaryShard {
         }
     }
 
-    fn stop_resending(&mut self, gone: u64) {
-        for index in 0..self.mirrors.len() {
-            if is_in(gone, index as u8) {
-                let commands = &mut self.commands;
-                self.store.stop_resending(index as u8, |buf| {
-                    commands.push_back(Command::Free { buf });
-                });
+    fn copies_stopped(&mut self, gone: u64) {
+        for index in 0..self.mirrors.len() as u8 {
+            if is_in(gone, index) {
+                self.stop_resending(index);
             }
         }
     }
@@ -344,7 +345,7 @@ impl PrimaryShard {
         self.arrived.push_back(Arrived { info, buf, volume, from: HERE });
     }
 
-    /// Tells the peer at `index` what this shard knows of its own volumes' numbers, and how many
+    /// Tells the peer at `index` which numbers of its own volumes this shard knows to be confirmed, and how many
     /// copies it sends it of volumes that the peer takes over; queues these.
     pub(super) fn survey(&mut self, index: usize) {
         let to = self.mirrors[index].shard;
@@ -362,8 +363,7 @@ impl PrimaryShard {
             for (volume, copies) in of_group.filter(|(volume, _)| volume.group == group_index) {
                 let id = volume.config.id;
                 if usize::from(volume.owner) == index && self.is_moved(id) {
-                    let (last, confirmed) = (volume.mark.last, volume.mark.confirmed);
-                    held.push(Held { volume: id, copies: *copies, last, confirmed });
+                    held.push(Held { volume: id, copies: *copies, confirmed: volume.confirmed });
                 }
             }
             let mut parts: Vec<Vec<Held>> =
@@ -376,6 +376,7 @@ impl PrimaryShard {
                 let message = Message::Survey {
                     group: group.id,
                     confirmed: group.confirmed,
+                    open: group.last_opened(),
                     part: part as u16,
                     parts: count,
                     volumes,

@@ -239,14 +239,18 @@ impl PrimaryShard {
         let forward = &mut self.forwards.slots[slot as usize];
         let expected = self.mirrors.get(usize::from(forward.to)).is_some_and(|m| m.shard == from)
             && self.volumes[forward.volume as usize].config.id == info.volume;
-        if !expected || forward.numbered || self.store.is_confirmed(info.group, info.set) {
+        if !expected || forward.numbered {
+            return RecordVerdict::NotNeeded;
+        }
+        if self.store.is_confirmed(info.group, info.set) {
+            let volume = forward.volume;
+            self.mark_confirmed(volume, info.seq);
             return RecordVerdict::NotNeeded;
         }
         forward.numbered = true;
         let (buf, charge) = (forward.buf, Some((forward.to, forward.record_bytes)));
         let (group, bytes) = (self.volumes[forward.volume as usize].group, forward.record_bytes);
         let volume = forward.volume;
-        self.volumes[volume as usize].mark.saw(info.seq);
         self.store.insert(from, volume, *info, buf, charge);
         self.groups[group].sets.count_forward(info.set, bytes);
         RecordVerdict::Numbered { buf }
@@ -370,10 +374,8 @@ impl PrimaryShard {
         let mut settled: Vec<u32> = Vec::new();
         let Self { store, forwards, mirrors, commands, volumes, .. } = self;
         store.confirm(group, set, |copy, travels| {
-            if !copy.void
-                && let Some(volume) = volumes.get_mut(copy.volume as usize)
-            {
-                volume.mark.saw_confirmed(copy.info.seq);
+            if let Some(volume) = volumes.get_mut(copy.volume as usize) {
+                volume.confirmed = volume.confirmed.max(copy.info.seq);
             }
             if copy.info.forward != ForwardId(0)
                 && let Some(slot) = forwards.keeps(&copy.info, copy.buf)

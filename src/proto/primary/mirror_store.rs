@@ -31,8 +31,8 @@ pub struct Mirrored {
     pub(super) resent_to: Option<u8>,
     /// It was promised to the mirror peer at this index and was not sent yet.
     pub(super) owed_to: Option<u8>,
-    /// It is to go there once more, since an epoch began while it travelled.
-    pub(super) again: bool,
+    /// It was its turn to go there while it still travelled, as an epoch before had it: then after that.
+    pub(super) waits: bool,
     /// Needed no more; its record goes when it does not travel any more.
     dropped: bool,
     generation: u32,
@@ -111,7 +111,7 @@ impl MirrorStore {
             volume,
             resent_to: None,
             owed_to: None,
-            again: false,
+            waits: false,
             dropped: false,
             generation: 1,
             next: held.head,
@@ -164,40 +164,44 @@ impl MirrorStore {
         (u64::from(place.generation) == token.0 >> 40 && needed).then_some(slot)
     }
 
-    /// A copy does not travel any more: where it went, whether it is to go once more, and its record
-    /// if that may go now.
-    pub(super) fn arrived(&mut self, token: Token) -> Option<(u8, bool, Option<BufRef>)> {
+    /// A copy does not travel any more: where it went, where it goes next if it waited for that, and
+    /// its record if that may go now.
+    pub(super) fn arrived(&mut self, token: Token) -> Option<(u8, Option<u8>, Option<BufRef>)> {
         let slot = token.0 as u32;
         let place = self.slots.get_mut(slot as usize)?;
         if u64::from(place.generation) != token.0 >> 40 {
             return None;
         }
         let to = place.resent_to.take()?;
-        let again = core::mem::take(&mut place.again);
-        if again {
-            place.owed_to = Some(to);
-        }
-        Some((to, again, self.settle(slot)))
+        let next = if core::mem::take(&mut place.waits) { place.owed_to } else { None };
+        Some((to, next, self.settle(slot)))
     }
 
-    /// No copy travels to the peer at this index any more; hands out the records that may go now.
-    pub(super) fn stop_resending(&mut self, to: u8, mut free: impl FnMut(BufRef)) {
+    /// No copy travels to the peer at this index any more, and none is owed to it; hands out the
+    /// records that may go now, and the copies that waited, with where they go next.
+    pub(super) fn stop_resending(
+        &mut self,
+        to: u8,
+        mut free: impl FnMut(BufRef),
+        mut next: impl FnMut(u8, Token),
+    ) {
         for slot in 0..self.slots.len() as u32 {
             let place = &mut self.slots[slot as usize];
-            let owed = place.owed_to == Some(to);
-            if owed {
+            let concerned = place.owed_to == Some(to) || place.resent_to == Some(to);
+            if place.owed_to == Some(to) {
                 place.owed_to = None;
+                place.waits = false;
             }
             if place.resent_to == Some(to) {
                 place.resent_to = None;
-                place.again = false;
-            } else if !owed {
-                continue;
-            }
-            {
-                if let Some(buf) = self.settle(slot) {
-                    free(buf);
+                if core::mem::take(&mut place.waits)
+                    && let Some(other) = place.owed_to
+                {
+                    next(other, self.token(slot));
                 }
+            }
+            if concerned && let Some(buf) = self.settle(slot) {
+                free(buf);
             }
         }
     }

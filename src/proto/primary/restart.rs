@@ -60,31 +60,43 @@ impl PrimaryShard {
     /// last one stood.
     pub(super) fn greet_coordinator(&mut self) {
         let to = self.coordinator;
-        for group in &self.groups {
+        for index in 0..self.groups.len() {
+            let group = &self.groups[index];
             let message = match group.broken {
                 Some(reason) => Message::Broken { group: group.id, reason },
                 None => Message::Resume {
                     group: group.id,
                     stored: group.confirmed,
-                    applied: group.sets.open().map_or(SetId(0), |s| s.id),
+                    applied: group.last_opened(),
                 },
             };
             self.commands.push_back(Command::Send { to, message });
             // A shard that took part later than others has nothing in the sets before.
-            let open = group.sets.open().map_or(0, |s| s.id.0);
-            let oldest = group.confirmed.0.max(open.saturating_sub(2 * OPEN_SETS_MAX as u64));
-            for set in (oldest + 1..open).map(SetId) {
-                if group.broken.is_none() && !group.sets.iter().any(|own| own.id == set) {
-                    let facts = FactsPart { part: 0, parts: 1, facts: Vec::new() };
-                    let message = Message::Closed { group: group.id, set, facts };
-                    self.commands.push_back(Command::Send { to, message });
-                }
+            let open = group.last_opened();
+            let oldest = group.confirmed.0.max(open.0.saturating_sub(2 * OPEN_SETS_MAX as u64));
+            if group.broken.is_none() {
+                self.report_empty(index, SetId(oldest + 1), open);
             }
+            self.groups[index].empty_before = open;
+            let group = &self.groups[index];
             for set in group.sets.iter().filter(|set| set.reported) {
                 for facts in FactsPart::split(&set.facts()) {
                     let message = Message::Closed { group: group.id, set: set.id, facts };
                     self.commands.push_back(Command::Send { to, message });
                 }
+            }
+        }
+    }
+
+    /// Tells the coordinator that sets from `first` on and before `end` that are not here hold nothing of
+    /// this shard.
+    pub(super) fn report_empty(&mut self, group: usize, first: SetId, end: SetId) {
+        let group = &self.groups[group];
+        for set in (first.0..end.0).map(SetId) {
+            if !group.sets.iter().any(|own| own.id == set) {
+                let facts = FactsPart { part: 0, parts: 1, facts: Vec::new() };
+                let message = Message::Closed { group: group.id, set, facts };
+                self.commands.push_back(Command::Send { to: self.coordinator, message });
             }
         }
     }
@@ -125,8 +137,7 @@ impl PrimaryShard {
             }
         }
         self.forwards_lost(index as u8);
-        let commands = &mut self.commands;
-        self.store.stop_resending(index as u8, |buf| commands.push_back(Command::Free { buf }));
+        self.stop_resending(index as u8);
         self.survey(index);
         self.send_again(index);
     }

@@ -11,7 +11,7 @@ use super::slab::{
     TRAVELS, VOID,
 };
 use super::take::Arrived;
-use super::takeover::{Mark, Recovery, Standing, TAG_FENCE, TAG_RESTORE};
+use super::takeover::{Recovery, Standing, TAG_FENCE, TAG_RESTORE};
 use super::view::PrimaryCounters;
 use crate::proto::command::{Command, PayloadAt, RecordRole, Report, Token};
 use crate::proto::message::{BrokenReason, Message};
@@ -60,8 +60,9 @@ pub(super) struct Volume {
     pub(super) ready: bool,
     /// How far its take-over is.
     pub(super) standing: Standing,
-    /// What is known of its numbers.
-    pub(super) mark: Mark,
+    /// The last number known to be in a confirmed set. Of those that come after, any that was ever held
+    /// by as many members as it should have been is held by one.
+    pub(super) confirmed: Seq,
     /// The epoch in which the responsible shard has told its numbers.
     pub(super) told: Epoch,
     pub(super) group: usize,
@@ -78,10 +79,22 @@ pub(super) struct Group {
     pub(super) policy: MirrorPolicy,
     pub(super) sets: OwnSets,
     pub(super) confirmed: SetId,
+    /// The last set that other members know to have been opened.
+    pub(super) opened_elsewhere: SetId,
+    /// The coordinator knows that sets before this one that are not here hold nothing of this shard.
+    pub(super) empty_before: SetId,
     /// This shard had no set open when it entered the epoch: what it recovers lies in sets of others,
     /// and it numbers nothing before the next boundary.
     pub(super) joins: bool,
     pub(super) broken: Option<BrokenReason>,
+}
+
+impl Group {
+    /// The last set that is known to have been opened, here or at another member; 0 for none. A member
+    /// that came back, and whose link was not up at the last boundary, has none open itself.
+    pub(super) fn last_opened(&self) -> SetId {
+        self.sets.open().map_or(SetId(0), |open| open.id).max(self.opened_elsewhere)
+    }
 }
 
 /// The state machine. Owned by one poller.
@@ -145,7 +158,7 @@ impl PrimaryShard {
                 responsible: volume.owner,
                 ready: true,
                 standing: Standing::Ready,
-                mark: Mark::before(volume.next_seq),
+                confirmed: Seq(volume.next_seq.0.saturating_sub(1)),
                 told: config.epoch,
                 group: group_index(volume.group),
                 target: volume
@@ -168,6 +181,8 @@ impl PrimaryShard {
                 policy: group.policy,
                 sets: OwnSets::new(ids.clone()),
                 confirmed: SetId(0),
+                opened_elsewhere: SetId(0),
+                empty_before: SetId(0),
                 joins: false,
                 broken: config.unclean.then_some(BrokenReason::MoverRestarted),
             })
@@ -187,7 +202,7 @@ impl PrimaryShard {
                 backlog: VecDeque::new(),
                 up: false,
                 member: true,
-                since: Epoch(0),
+                since: config.epoch,
                 surveyed: true,
                 surveys: BTreeMap::new(),
             })
@@ -450,15 +465,14 @@ impl PrimaryShard {
                 return RecordVerdict::NotNeeded;
             }
         }
+        let volume = self.volume_index(info.volume).unwrap_or(UNKNOWN);
         if self.store.is_confirmed(info.group, info.set) {
+            // The copy is not kept, and its number must not look like one that nobody has.
+            self.mark_confirmed(volume, info.seq);
             return RecordVerdict::NotNeeded;
         }
         if self.store.is_full() {
             return RecordVerdict::Full;
-        }
-        let volume = self.volume_index(info.volume).unwrap_or(UNKNOWN);
-        if let Some(volume) = self.volumes.get_mut(volume as usize) {
-            volume.mark.saw(info.seq);
         }
         self.store.insert(from, volume, *info, buf, None);
         self.counters.mirrored += 1;
@@ -476,7 +490,13 @@ impl PrimaryShard {
                 | Message::Forwarded { .. }
                 | Message::NotResponsible { .. }
         );
-        let stale = if of_epoch { epoch != self.epoch } else { epoch > self.epoch };
+        let since = || self.mirrors.iter().find(|m| m.shard == from).map(|mirror| mirror.since);
+        let stale = if of_epoch || epoch >= self.epoch {
+            epoch != self.epoch
+        } else {
+            // Of a life of the sender that is over, or of nobody.
+            since().is_none_or(|since| epoch < since)
+        };
         if stale && !self.sabotage.is(Sabotage::IgnoreEpoch) {
             self.counters.stale_epoch += 1;
             return;
@@ -504,8 +524,8 @@ impl PrimaryShard {
             Message::Void { group, volume, set, seq } => self.store.void(group, set, volume, seq),
             Message::Resume { group, stored, .. } => self.resume_transfer(from, group, stored),
             Message::Broken { group, reason } => self.track(group, reason),
-            Message::Survey { group, confirmed, part, parts, ref volumes } => {
-                self.survey_arrived(now, from, group, confirmed, (part, parts), volumes);
+            Message::Survey { group, confirmed, open, part, parts, ref volumes } => {
+                self.survey_arrived(now, from, group, (confirmed, open), (part, parts), volumes);
             }
             Message::Marks { ref volumes } => self.marks_arrived(from, volumes),
             Message::Forwarded { .. } | Message::NotResponsible { .. } => {

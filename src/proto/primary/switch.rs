@@ -30,6 +30,11 @@ impl PrimaryShard {
             self.commands.push_back(Command::Report(Report::SetOpened { group: id, set }));
         }
         if set > open {
+            let before = core::mem::replace(&mut self.groups[index].empty_before, set);
+            if before > SetId(0) {
+                // Only others had opened it, when this shard told the coordinator what it knows.
+                self.report_empty(index, before, set);
+            }
             self.switch_to(now, index, set);
             self.map_version = map_version;
             if self.sabotage.is(Sabotage::ReleaseBeforeAllSwitched) {
@@ -100,7 +105,7 @@ impl PrimaryShard {
         self.groups[index].confirmed = self.groups[index].confirmed.max(set);
         while let Some(own) = self.groups[index].sets.pop_through(set) {
             for (volume, last) in own.lasts() {
-                self.volumes[volume].mark.saw_confirmed(last);
+                self.mark_confirmed(volume as u32, last);
             }
             self.let_go(own.head);
             self.groups[index].sets.recycle(own);

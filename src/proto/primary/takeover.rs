@@ -6,7 +6,8 @@
 //!    as long as no more movers failed at once than there are spare copies.
 //! 2. *Recovering.* Copies of sets that any member knows to be confirmed are dropped. The others
 //!    enter this shard's books in the order of their numbers, as if it had numbered them, in the
-//!    sets that they were in; numbers between them that nobody has are void (invariant 3).
+//!    sets that they were in; numbers between them that nobody has are void, those after the last
+//!    are given out again (invariant 3).
 //! 3. *Restoring.* Once all of them are held as often as they should be, their sets are released
 //!    (invariants 2, 5) and the base is fenced (invariant 4), the base gets the newest version of
 //!    each block, and only that: no reader sees a block go back. Then all have their fate, and the
@@ -34,37 +35,6 @@ use alloc::vec::Vec;
 pub(super) const TAG_FENCE: u8 = 0xfb;
 /// Token tag of a part of a recovered update on its way to the base.
 pub(super) const TAG_RESTORE: u8 = 0xfa;
-
-/// What a shard knows of the numbers of a volume.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Mark {
-    /// The last number seen.
-    pub last: Seq,
-    /// The last number known to be in a confirmed set.
-    pub confirmed: Seq,
-    /// The last number when the responsible shard told. Up to there, what no member holds is
-    /// confirmed: it was never held by fewer members than it should have been.
-    pub told: Seq,
-}
-
-impl Mark {
-    /// Before `next` is given out, which is the first number after a start.
-    pub(super) const fn before(next: Seq) -> Self {
-        let last = Seq(next.0.saturating_sub(1));
-        Self { last, confirmed: last, told: last }
-    }
-
-    #[inline]
-    pub(super) fn saw(&mut self, seq: Seq) {
-        self.last = self.last.max(seq);
-    }
-
-    #[inline]
-    pub(super) fn saw_confirmed(&mut self, seq: Seq) {
-        self.confirmed = self.confirmed.max(seq);
-        self.last = self.last.max(seq);
-    }
-}
 
 /// How far the take-over of a volume is.
 #[derive(Debug)]
@@ -132,7 +102,7 @@ impl PrimaryShard {
         now: Nanos,
         from: ShardId,
         group: GroupId,
-        confirmed: SetId,
+        (confirmed, open): (SetId, SetId),
         (part, parts): (u16, u16),
         volumes: &[Held],
     ) {
@@ -150,6 +120,12 @@ impl PrimaryShard {
         }
         mirror.surveyed = mirror.surveys.len() == self.groups.len()
             && mirror.surveys.values().flatten().all(|came| *came);
+        // Whoever forms sets later may be one that took part only after these were confirmed or opened.
+        self.confirm(group, confirmed);
+        if let Some(index) = self.group_index(group) {
+            let group = &mut self.groups[index];
+            group.opened_elsewhere = group.opened_elsewhere.max(open);
+        }
         // Of what was recovered in an epoch before, nothing is counted.
         let gathering = |held: &&Held| {
             let index = self.volume_index(held.volume);
@@ -166,15 +142,20 @@ impl PrimaryShard {
         self.advance_recovery();
     }
 
-    /// What a member knows of the numbers of volumes.
+    /// A number of the volume at this index, if there is one, is in a confirmed set.
+    pub(super) fn mark_confirmed(&mut self, volume: u32, seq: Seq) {
+        if let Some(volume) = self.volumes.get_mut(volume as usize) {
+            volume.confirmed = volume.confirmed.max(seq);
+        }
+    }
+
+    /// Which numbers of volumes a member knows to be confirmed.
     pub(super) fn marks_arrived(&mut self, from: ShardId, volumes: &[Held]) {
         for held in volumes {
             if let Some(index) = self.volume_index(held.volume) {
                 let volume = &mut self.volumes[index as usize];
-                volume.mark.saw(held.last);
-                volume.mark.saw_confirmed(held.confirmed);
+                volume.confirmed = volume.confirmed.max(held.confirmed);
                 if volume.responsible == from {
-                    volume.mark.told = volume.mark.told.max(held.last);
                     volume.told = self.epoch;
                 }
             }
@@ -211,9 +192,13 @@ impl PrimaryShard {
     pub(super) fn resend(&mut self, to: u8, token: Token) {
         let Some(slot) = self.store.resolve(token) else { return };
         let copy = self.store.get_mut(slot);
+        if copy.owed_to != Some(to) {
+            // An epoch since has it go elsewhere, or it went twice in a row.
+            return;
+        }
         if copy.resent_to.is_some() {
             // It was sent in an epoch before: once that is over.
-            copy.again = true;
+            copy.waits = true;
             return;
         }
         copy.owed_to = None;
@@ -228,7 +213,7 @@ impl PrimaryShard {
 
     /// The shard that takes a volume over has stored a copy.
     pub(super) fn resend_delivered(&mut self, token: Token) {
-        let Some((to, again, buf)) = self.store.arrived(token) else {
+        let Some((to, next, buf)) = self.store.arrived(token) else {
             self.counters.unexpected += 1;
             return;
         };
@@ -236,23 +221,45 @@ impl PrimaryShard {
             self.commands.push_back(Command::Free { buf });
         }
         self.mirrors[usize::from(to)].in_flight -= 1;
-        if again {
-            self.mirrors[usize::from(to)].backlog.push_back(token);
+        if let Some(next) = next {
+            self.mirrors[usize::from(next)].backlog.push_back(token);
+            self.send_again(usize::from(next));
         }
         self.send_again(usize::from(to));
     }
 
+    /// The peer at this index lost its memory, or left: no copy travels there any more.
+    pub(super) fn stop_resending(&mut self, index: u8) {
+        let Self { store, commands, mirrors, .. } = self;
+        store.stop_resending(
+            index,
+            |buf| commands.push_back(Command::Free { buf }),
+            |next, token| mirrors[usize::from(next)].backlog.push_back(token),
+        );
+    }
+
+    /// While copies are gathered, by member of which not all has come: whether it has spoken, and how
+    /// many copies it promised and sent.
+    pub fn awaited(&self) -> impl Iterator<Item = (ShardId, bool, u64, u64)> {
+        let peers = (0_u8..).zip(&self.mirrors).filter(|(_, mirror)| mirror.member);
+        self.recovery.iter().flat_map(move |recovery| {
+            peers.clone().filter_map(|(peer, mirror)| {
+                let of_peer = recovery.sent.iter().filter(|((p, _, _), _)| *p == peer);
+                let sent: u64 = of_peer.map(|(_, sent)| *sent).sum();
+                let came = recovery.came.get(&peer).copied().unwrap_or(0);
+                let heard = mirror.surveyed && came >= sent;
+                (!heard).then_some((mirror.shard, mirror.surveyed, sent, came))
+            })
+        })
+    }
+
     /// Recovers the volumes once all that members have of them is here.
     pub(super) fn advance_recovery(&mut self) {
-        let Some(recovery) = &self.recovery else { return };
+        if self.recovery.is_none() {
+            return;
+        }
         let hasty = self.sabotage.is(Sabotage::RecoverUnheard);
-        let heard = |(peer, mirror): (u8, &Mirror)| {
-            let of_peer = recovery.sent.iter().filter(|((p, _, _), _)| *p == peer);
-            let sent: u64 = of_peer.map(|(_, sent)| *sent).sum();
-            let came = recovery.came.get(&peer).copied().unwrap_or(0);
-            !mirror.member || mirror.surveyed && came >= sent
-        };
-        if !hasty && !(0..).zip(&self.mirrors).all(heard) {
+        if !hasty && self.awaited().next().is_some() {
             return;
         }
         let Some(recovery) = self.recovery.take() else { return };
@@ -288,7 +295,7 @@ impl PrimaryShard {
         }
     }
 
-    /// What this shard knows of the numbers of its own volumes, as far as they are recovered.
+    /// Which numbers of its own volumes this shard knows to be confirmed, as far as they are recovered.
     pub(super) fn own_marks(&self, wanted: impl Fn(&Volume) -> bool) -> impl Iterator<Item = Held> {
         let known = move |volume: &&Volume| {
             volume.owner == HERE
@@ -298,8 +305,7 @@ impl PrimaryShard {
         self.volumes.iter().filter(known).map(|volume| Held {
             volume: volume.config.id,
             copies: 0,
-            last: Seq(volume.next_seq.0 - 1),
-            confirmed: volume.mark.confirmed,
+            confirmed: volume.confirmed,
         })
     }
 
@@ -309,38 +315,25 @@ impl PrimaryShard {
         let confirmed_set = self.groups[group_index].confirmed;
         let mut slots = Vec::new();
         let mut voids = 0;
-        let mut mark = self.volumes[index as usize].mark;
-        let (confirmed, live): (Vec<Gathered>, Vec<Gathered>) =
-            records.into_iter().partition(|gathered| gathered.info.set <= confirmed_set);
+        let known = self.volumes[index as usize].confirmed;
+        let (confirmed, live): (Vec<Gathered>, Vec<Gathered>) = records
+            .into_iter()
+            .partition(|gathered| gathered.info.set <= confirmed_set || gathered.info.seq <= known);
         for gathered in confirmed {
-            mark.saw_confirmed(gathered.info.seq);
+            self.mark_confirmed(index, gathered.info.seq);
             self.recovered_confirmed(&gathered);
         }
         // Only what comes after this can be missing.
-        let mut before = mark.confirmed;
-        if live.first().is_none_or(|first| first.info.seq > mark.told) {
-            before = before.max(mark.told);
-        } else if let Some(first) = live.first() {
-            before = before.max(Seq(first.info.seq.0 - 1));
-        }
+        let mut before = self.volumes[index as usize].confirmed;
         for gathered in &live {
-            self.open_for(now, group_index, gathered.info.set);
-            let gap = gathered.info.seq.0.saturating_sub(before.0 + 1);
-            if gap <= RETAINED_UPDATES_MAX as u64 {
-                for seq in before.0 + 1..gathered.info.seq.0 {
-                    voids += 1;
-                    if let Some(set) = self.groups[group_index].sets.get_mut(gathered.info.set) {
-                        set.gap(index as usize, Seq(seq));
-                    }
-                }
-            }
+            voids += self.lost_numbers(now, index, before, gathered.info.seq, gathered.info.set);
             before = gathered.info.seq;
             slots.push(self.recover_update(index, gathered));
         }
-        mark.saw(before);
         let volume = &mut self.volumes[index as usize];
-        volume.mark = mark;
-        volume.next_seq = mark.last.next();
+        // Numbers after that, if there were any, went with the shard that failed: nobody holds them, was
+        // told of them or ever will be. A void would be known here only.
+        volume.next_seq = before.next();
         let (id, next, updates) = (volume.config.id, volume.next_seq, slots.len() as u32);
         let report = Report::TakenOver { volume: id, updates, voids, next };
         self.commands.push_back(Command::Report(report));
@@ -352,6 +345,23 @@ impl PrimaryShard {
             return self.fenced(index, NvmeStatus::SUCCESS);
         }
         self.commands.push_back(Command::Fence { volume: id, token });
+    }
+
+    /// Makes sure that `set` is there, and counts the numbers between `before` and `next` into it as
+    /// void: nobody has them. How many.
+    fn lost_numbers(&mut self, now: Nanos, index: u32, before: Seq, next: Seq, set: SetId) -> u32 {
+        let volume = index as usize;
+        let group = self.volumes[volume].group;
+        self.open_for(now, group, set);
+        let lost = next.0.saturating_sub(before.0 + 1);
+        if lost > RETAINED_UPDATES_MAX as u64 {
+            // More than a shard ever has under way: somebody's word is wrong, and the set says so.
+            return 0;
+        }
+        if let Some(set) = self.groups[group].sets.get_mut(set) {
+            (before.0 + 1..next.0).for_each(|seq| set.gap(volume, Seq(seq)));
+        }
+        lost as u32
     }
 
     /// A copy whose set is confirmed: it has its fate.

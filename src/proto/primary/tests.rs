@@ -13,6 +13,7 @@ use crate::wire::update::{UpdateInfo, digest_of};
 
 mod breaking;
 mod forwarding;
+mod takeover;
 
 const P1: ShardId = ShardId::new(1, 0);
 const P2: ShardId = ShardId::new(2, 0);
