@@ -5,18 +5,19 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+#[path = "spdk_support/devices.rs"]
+mod devices;
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use devices::{Devices, Killed};
 use setline::spdk::address::Address;
 use setline::spdk::base::{Base, HostIdentity};
 use setline::spdk::bdev::{Bdev, Channel};
-use setline::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf, tsc_now};
-use setline::spdk::queue::LocalQueues;
-use setline::spdk::subsystem::{Config, Subsystems};
-use setline::spdk::thread::Thread;
+use setline::spdk::env::{DmaBuf, IoBuf};
 use setline::spdk::{NvmeStatus, Submit};
 
 const NQN: &str = "nqn.2026-11.io.example:peer";
@@ -29,21 +30,11 @@ fn every_kind_of_base_reads_back_what_was_written() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let tcp = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
     let vfio_user = Address::VfioUser(dir.path().join("peer"));
-    let peer = Peer::start(dir.path(), port);
+    let mut peer = Peer::start(dir.path(), port);
 
-    let env = Env::init(&EnvConfig {
-        name: "bases".into(),
-        hugepage_mib: 256,
-        no_pci: true,
-        ..EnvConfig::default()
-    })
-    .expect("hugepages are reserved (scripts/setup)");
-    let app = Thread::create("app").unwrap();
-    let queues = LocalQueues::install(8191).unwrap();
-    let pump = &mut || {
-        app.poll(tsc_now());
-    };
-    let subsystems = Subsystems::start(&Config::default(), pump).unwrap();
+    let devices = Devices::start("bases");
+    let subsystems = &devices.subsystems;
+    let pump = &mut || devices.poll();
 
     let file = dir.path().join("file");
     std::fs::File::create(&file).unwrap().set_len(BYTES).unwrap();
@@ -59,7 +50,7 @@ fn every_kind_of_base_reads_back_what_was_written() {
     let memory = DmaBuf::new(1 << 20, 4096).unwrap().leak();
     for (name, base) in &bases {
         subsystems.create_base(name, base, pump).unwrap();
-        exercise(name, &app, &queues, memory);
+        exercise(name, &devices, memory);
         subsystems.delete_base(name, base, pump).unwrap();
         assert!(Bdev::open(name, false).is_err(), "{name} is gone");
     }
@@ -68,33 +59,24 @@ fn every_kind_of_base_reads_back_what_was_written() {
         peer.wait_for(address);
         let names = subsystems.attach_nvme(name, address, Some(NQN), Some(&host), pump).unwrap();
         assert_eq!(names, [format!("{name}n1")]);
-        exercise(&names[0], &app, &queues, memory);
+        exercise(&names[0], &devices, memory);
         subsystems.detach_nvme(name, pump).unwrap();
     }
-    subsystems.stop(pump).unwrap();
-    drop(queues);
-    app.exit(&mut || {}).unwrap();
-    drop(env);
+    devices.end();
 }
 
 const HOST_NQN: &str = "nqn.2026-11.io.example:mover-p1";
 
-fn exercise(name: &str, app: &Thread, queues: &LocalQueues, memory: IoBuf) {
+fn exercise(name: &str, devices: &Devices, memory: IoBuf) {
     let bdev = Bdev::open(name, true).unwrap();
     let geometry = bdev.geometry();
     assert_eq!(geometry.blocks * u64::from(geometry.block_bytes), BYTES, "{name}");
     let channel = bdev.channel().unwrap();
     let io = |submit: &dyn Fn(&Channel, u64) -> Result<(), Submit>| {
         submit(&channel, 42).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let start = Instant::now();
-        loop {
-            app.poll(tsc_now());
-            if let Some(done) = queues.pop_done() {
-                assert_eq!(done.ctx, 42);
-                return done.status;
-            }
-            assert!(start.elapsed() < Duration::from_secs(20), "{name}: I/O hangs");
-        }
+        let done = devices.done();
+        assert_eq!(done.ctx, 42);
+        done.status
     };
     let block = geometry.block_bytes as usize;
     for bytes in [block, 64 << 10, 256 << 10] {
@@ -122,7 +104,9 @@ fn exercise(name: &str, app: &Thread, queues: &LocalQueues, memory: IoBuf) {
 }
 
 /// SPDK's own target in a process of its own.
-struct Peer(Child);
+struct Peer {
+    process: Killed,
+}
 
 impl Peer {
     fn start(dir: &Path, port: u16) -> Self {
@@ -159,11 +143,13 @@ impl Peer {
         let mut command = Command::new(format!("{}/nvmf_tgt", env!("SETLINE_SPDK_BIN")));
         command.args(["-m", "0x2", "-s", "512", "--no-pci", "--disable-cpumask-locks"]);
         command.arg("-c").arg(&file).arg("-r").arg(dir.join("peer.sock"));
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Self {
+            process: Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()),
+        }
     }
 
     /// Waits until it listens.
-    fn wait_for(&self, address: &Address) {
+    fn wait_for(&mut self, address: &Address) {
         let start = Instant::now();
         let listens = || match address {
             Address::Tcp(socket) => std::net::TcpStream::connect(socket).is_ok(),
@@ -171,16 +157,9 @@ impl Peer {
             Address::Pcie(_) => true,
         };
         while !listens() {
+            assert!(self.process.0.try_wait().unwrap().is_none(), "the peer ended");
             assert!(start.elapsed() < Duration::from_secs(30), "the peer does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        setline::lab::machine::remove_runtime_directory(self.0.id());
     }
 }

@@ -3,38 +3,33 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+#[path = "lab_support/begun.rs"]
+mod begun;
+#[path = "spdk_support/devices.rs"]
+mod devices;
+
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use indicatif::ProgressBar;
-use setline::config::{Disk, Listener, Mover};
+use begun::{Begun, address};
+use devices::Devices;
+use setline::config::{Disk, Mover};
 use setline::control::model::{Fencing, FencingState};
 use setline::lab::cluster::Cluster;
-use setline::lab::interrupt::Interrupt;
-use setline::lab::options::Shape;
 use setline::proto::types::{MoverId, VolumeId};
 use setline::runtime::fence::{Fence, Victim, key_of};
 use setline::spdk::NvmeStatus;
 use setline::spdk::address::Address;
 use setline::spdk::base::HostIdentity;
-use setline::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf, tsc_now};
+use setline::spdk::env::{DmaBuf, IoBuf};
 use setline::spdk::nvme::{Controller, Flags, Namespace, QueuePair};
 use setline::spdk::nvmf::AnaState;
 use setline::spdk::queue::LocalQueues;
-use setline::spdk::subsystem::{Config, Subsystems};
-use setline::spdk::thread::Thread;
 
 /// Ends a wait for something that takes a second or two.
 const LATE: Duration = Duration::from_secs(60);
 /// A mover that the lab does not have: the successor.
 const SUCCESSOR: MoverId = MoverId(9);
 const PATH_INACCESSIBLE: NvmeStatus = NvmeStatus { sct: 3, sc: 2 };
-
-#[derive(Debug, Parser)]
-struct Line {
-    #[command(flatten)]
-    shape: Shape,
-}
 
 /// A volume as a host sees it through one mover.
 struct Host {
@@ -47,9 +42,7 @@ struct Host {
 impl Host {
     fn connect(mover: &Mover, nsid: u32) -> Self {
         let group = &mover.groups[0];
-        let Listener::VfioUser { directory } = &mover.listeners[0] else { panic!("vfio-user") };
-        let address = Address::VfioUser(group.vfio_user_directory(directory));
-        let controller = Controller::connect(&address, Some(&group.nqn), None).unwrap();
+        let controller = Controller::connect(&address(mover), Some(&group.nqn), None).unwrap();
         let namespace = controller.namespace(nsid).unwrap();
         Self { queue: controller.queue_pair(8).unwrap(), namespace, controller }
     }
@@ -93,44 +86,24 @@ fn fencing(cluster: &Cluster, mover: &str, id: u32) -> Fencing {
 
 #[test]
 fn a_mover_that_was_shut_out_says_so_and_sends_hosts_elsewhere() {
-    let words = "lab --base array --primary 2 --secondary 1 --volumes 2";
-    let Line { shape } = Line::parse_from(words.split(' '));
-    let interrupt = Interrupt::take().unwrap();
-    let mut cluster = Cluster::make(&shape, true).unwrap();
-    cluster.remove_directory();
-    cluster.start_all(&interrupt, &ProgressBar::hidden()).unwrap();
-    cluster.wait_consistent(&interrupt).unwrap();
-    let config = |name: &str| {
-        let mut movers = cluster.plan().movers.iter();
-        movers.find(|mover| mover.config.mover.name == name).unwrap().config.clone()
-    };
-    let (p1, p2) = (config("p1"), config("p2"));
+    let mut lab = Begun::new("--base array --primary 2 --secondary 1 --volumes 2");
+    let (p1, p2) = (lab.config("p1"), lab.config("p2"));
     let volumes = &p1.groups[0].volumes;
     assert_eq!((volumes[0].mover.as_str(), volumes[1].mover.as_str()), ("p1", "p2"));
     let Disk::NvmeTcp { address, port, nqn, nsid } = &volumes[0].base else { panic!("remote") };
 
-    let env = Env::init(&EnvConfig {
-        name: "successor".into(),
-        hugepage_mib: 256,
-        no_pci: true,
-        ..EnvConfig::default()
-    })
-    .unwrap();
-    let app = Thread::create("app").unwrap();
-    let queues = LocalQueues::install(1023).unwrap();
-    let pump = &mut || {
-        app.poll(tsc_now());
-    };
-    let subsystems = Subsystems::start(&Config::default(), pump).unwrap();
+    let devices = Devices::start("successor");
+    let (queues, subsystems) = (&devices.queues, &devices.subsystems);
+    let pump = &mut || devices.poll();
     let data = DmaBuf::new(4096, 4096).unwrap().leak();
     let (at_p1, at_p2) = (Host::connect(&p1, 1), Host::connect(&p2, 2));
-    assert_eq!(at_p1.write(&queues, data), NvmeStatus::SUCCESS);
-    assert_eq!(at_p2.write(&queues, data), NvmeStatus::SUCCESS);
-    assert_eq!(at_p1.flush(&queues), NvmeStatus::SUCCESS);
-    let before = fencing(&cluster, "p1", 1);
+    assert_eq!(at_p1.write(queues, data), NvmeStatus::SUCCESS);
+    assert_eq!(at_p2.write(queues, data), NvmeStatus::SUCCESS);
+    assert_eq!(at_p1.flush(queues), NvmeStatus::SUCCESS);
+    let before = fencing(&lab.cluster, "p1", 1);
     assert_eq!(before.state, FencingState::Fenced, "{}", before.reason);
     assert_eq!(before.key, Some(key_of(MoverId(1), 1).to_string()));
-    assert_eq!(fencing(&cluster, "p2", 2).state, FencingState::Fenced);
+    assert_eq!(fencing(&lab.cluster, "p2", 2).state, FencingState::Fenced);
     at_p1.hears(AnaState::Optimized);
 
     // The successor takes over at the base.
@@ -140,41 +113,36 @@ fn a_mover_that_was_shut_out_says_so_and_sends_hosts_elsewhere() {
     let bdev = bdevs.iter().find(|name| name.ends_with(&format!("n{nsid}"))).unwrap();
     let mut fence = Fence::new(SUCCESSOR, 1, host.id);
     fence.join(VolumeId(1), bdev, *nsid, pump).unwrap();
-    assert_eq!(at_p1.write(&queues, data), NvmeStatus::SUCCESS, "joining shuts nobody out");
+    assert_eq!(at_p1.write(queues, data), NvmeStatus::SUCCESS, "joining shuts nobody out");
     let removed = fence.preempt(VolumeId(1), Victim::Mover(MoverId(1)), pump).unwrap();
     assert_eq!(removed, [key_of(MoverId(1), 1)]);
 
     // What p1 has in its hand is refused by the base; to the host that is this path's end.
-    assert_eq!(at_p1.write(&queues, data), PATH_INACCESSIBLE);
-    assert_eq!(at_p1.write(&queues, data), PATH_INACCESSIBLE, "and so is everything after it");
-    assert_eq!(at_p1.flush(&queues), PATH_INACCESSIBLE);
-    assert_eq!(at_p2.write(&queues, data), NvmeStatus::SUCCESS, "another volume is untouched");
+    assert_eq!(at_p1.write(queues, data), PATH_INACCESSIBLE);
+    assert_eq!(at_p1.write(queues, data), PATH_INACCESSIBLE, "and so is everything after it");
+    assert_eq!(at_p1.flush(queues), PATH_INACCESSIBLE);
+    assert_eq!(at_p2.write(queues, data), NvmeStatus::SUCCESS, "another volume is untouched");
     let start = Instant::now();
-    while fencing(&cluster, "p1", 1).state != FencingState::Excluded {
+    while fencing(&lab.cluster, "p1", 1).state != FencingState::Excluded {
         assert!(start.elapsed() < LATE, "p1 does not say that it was excluded");
         std::thread::sleep(Duration::from_millis(20));
     }
     at_p1.hears(AnaState::Inaccessible);
     at_p2.hears(AnaState::Optimized);
-    let status = cluster.status("p1").unwrap();
+    let status = lab.cluster.status("p1").unwrap();
     let degraded = status.degraded.join("; ");
     assert!(degraded.contains("another mover excluded this one"), "{degraded}");
     assert!(status.groups[0].needs_resync.is_none(), "nothing is void: it is no medium's error");
 
     // Its next life may come in again.
     drop((at_p1, at_p2));
-    cluster.kill("p1");
-    cluster.start("p1").unwrap();
-    let ready = ["p1".to_owned()];
-    cluster.wait_ready(&ready, &interrupt, &ProgressBar::hidden()).unwrap();
-    let now = fencing(&cluster, "p1", 1);
+    lab.cluster.kill("p1");
+    lab.start_again("p1");
+    let now = fencing(&lab.cluster, "p1", 1);
     assert_eq!(now.state, FencingState::Fenced);
     assert_eq!(now.key, Some(key_of(MoverId(1), 2).to_string()));
     assert!(now.reason.contains("also registered: 0x534c0009"), "{}", now.reason);
 
     fence.leave(pump);
-    subsystems.stop(pump).unwrap();
-    drop(queues);
-    app.exit(&mut || {}).unwrap();
-    drop(env);
+    devices.end();
 }

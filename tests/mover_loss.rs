@@ -3,17 +3,17 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+#[path = "lab_support/begun.rs"]
+mod begun;
+#[path = "spdk_support/devices.rs"]
+mod devices;
+
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use indicatif::ProgressBar;
-use setline::config::{Listener, Mover};
-use setline::lab::cluster::Cluster;
-use setline::lab::interrupt::Interrupt;
-use setline::lab::options::Shape;
+use begun::{Begun, address};
+use devices::env;
 use setline::spdk::NvmeStatus;
-use setline::spdk::address::Address;
-use setline::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf};
+use setline::spdk::env::{DmaBuf, IoBuf};
 use setline::spdk::nvme::{Controller, Flags, Namespace, QueuePair};
 use setline::spdk::nvmf::AnaState;
 use setline::spdk::queue::LocalQueues;
@@ -30,12 +30,6 @@ const READ: u64 = 1000;
 const TRANSITION: NvmeStatus = NvmeStatus { sct: 3, sc: 3 };
 /// Asymmetric Access Inaccessible.
 const INACCESSIBLE: NvmeStatus = NvmeStatus { sct: 3, sc: 2 };
-
-#[derive(Debug, Parser)]
-struct Line {
-    #[command(flatten)]
-    shape: Shape,
-}
 
 /// A block and its only writer: the number that it wrote last, and the last that was acknowledged.
 #[derive(Clone, Copy, Default)]
@@ -55,11 +49,6 @@ struct Host<'a> {
     refused: u64,
     /// How the last read ended.
     read: Option<NvmeStatus>,
-}
-
-fn address(mover: &Mover) -> Address {
-    let Listener::VfioUser { directory } = &mover.listeners[0] else { panic!("vfio-user") };
-    Address::VfioUser(mover.groups[0].vfio_user_directory(directory))
 }
 
 impl Host<'_> {
@@ -138,27 +127,11 @@ impl Host<'_> {
 
 #[test]
 fn what_a_host_sent_by_another_mover_is_answered_when_the_responsible_one_is_killed() {
-    let words = "lab --primary 2 --secondary 1 --volumes 2";
-    let Line { shape } = Line::parse_from(words.split(' '));
-    let interrupt = Interrupt::take().unwrap();
-    let mut cluster = Cluster::make(&shape, true).unwrap();
-    cluster.remove_directory();
-    cluster.start_all(&interrupt, &ProgressBar::hidden()).unwrap();
-    cluster.wait_consistent(&interrupt).unwrap();
-    let config = |name: &str| {
-        let mut movers = cluster.plan().movers.iter();
-        movers.find(|mover| mover.config.mover.name == name).unwrap().config.clone()
-    };
-    let (p1, p2) = (config("p1"), config("p2"));
+    let mut lab = Begun::new("--primary 2 --secondary 1 --volumes 2");
+    let (p1, p2) = (lab.config("p1"), lab.config("p2"));
     assert_eq!(p1.groups[0].volumes[0].mover, "p1");
 
-    let env = Env::init(&EnvConfig {
-        name: "loss".into(),
-        hugepage_mib: 64,
-        no_pci: true,
-        ..EnvConfig::default()
-    })
-    .unwrap();
+    let env = env("loss", 64);
     let queues = LocalQueues::install(1023).unwrap();
     let controller = Controller::connect(&address(&p2), Some(&p2.groups[0].nqn), None).unwrap();
     let namespace = controller.namespace(1).unwrap();
@@ -179,7 +152,7 @@ fn what_a_host_sent_by_another_mover_is_answered_when_the_responsible_one_is_kil
     });
     host.write_where_idle();
     host.begin_read(0);
-    cluster.kill("p1");
+    lab.cluster.kill("p1");
     host.until("the end of a read", |host| host.read.is_some());
     // The mover may have answered that one before it went.
     let start = Instant::now();
@@ -192,8 +165,7 @@ fn what_a_host_sent_by_another_mover_is_answered_when_the_responsible_one_is_kil
     host.until("the end of a new write", |host| !host.blocks[LAST].under_way);
     assert_eq!(host.blocks[LAST].acknowledged, 0);
 
-    cluster.start("p1").unwrap();
-    cluster.wait_ready(&["p1".to_owned()], &interrupt, &ProgressBar::hidden()).unwrap();
+    lab.start_again("p1");
     let idle = |host: &mut Host<'_>| host.blocks.iter().all(|block| !block.under_way);
     host.until("the end of all writes", idle);
     host.hears(&controller, AnaState::NonOptimized);

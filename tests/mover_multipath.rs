@@ -4,33 +4,29 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+#[path = "lab_support/begun.rs"]
+mod begun;
+#[path = "spdk_support/devices.rs"]
+mod devices;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use indicatif::ProgressBar;
+use begun::Begun;
+use devices::Devices;
 use serde_json::json;
 use setline::config::{Listener, Mover};
 use setline::lab::cluster::Cluster;
-use setline::lab::interrupt::Interrupt;
-use setline::lab::options::Shape;
 use setline::spdk::NvmeStatus;
 use setline::spdk::bdev::{Bdev, Channel};
-use setline::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf, tsc_now};
+use setline::spdk::env::{DmaBuf, IoBuf, tsc_now};
 use setline::spdk::queue::LocalQueues;
-use setline::spdk::subsystem::{Config, Subsystems};
 use setline::spdk::thread::Thread;
 
 /// Ends a wait for something that takes a second or two.
 const LATE: Duration = Duration::from_secs(60);
 const BYTES: usize = 16 << 10;
-
-#[derive(Debug, Parser)]
-struct Line {
-    #[command(flatten)]
-    shape: Shape,
-}
 
 /// Parameters of `bdev_nvme_attach_controller` that make `mover` a path of the controller "lab".
 fn path(mover: &Mover) -> String {
@@ -113,36 +109,14 @@ fn counter(cluster: &Cluster, mover: &str, name: &str) -> f64 {
 
 #[test]
 fn a_multipath_host_follows_ana_and_goes_elsewhere_when_a_mover_is_gone() {
-    let words = "lab --primary 2 --secondary 1 --volumes 2 --transport tcp";
-    let Line { shape } = Line::parse_from(words.split(' '));
-    let interrupt = Interrupt::take().unwrap();
-    let mut cluster = Cluster::make(&shape, true).unwrap();
-    cluster.remove_directory();
-    cluster.start_all(&interrupt, &ProgressBar::hidden()).unwrap();
-    cluster.wait_consistent(&interrupt).unwrap();
-    let movers: Vec<Mover> = ["p1", "p2"]
-        .into_iter()
-        .map(|name| {
-            let mut all = cluster.plan().movers.iter();
-            all.find(|mover| mover.config.mover.name == name).unwrap().config.clone()
-        })
-        .collect();
+    let mut lab = Begun::new("--primary 2 --secondary 1 --volumes 2 --transport tcp");
+    let movers = ["p1", "p2"].map(|name| lab.config(name));
     let volumes = &movers[0].groups[0].volumes;
     assert_eq!((volumes[0].mover.as_str(), volumes[1].mover.as_str()), ("p1", "p2"));
 
-    let env = Env::init(&EnvConfig {
-        name: "multipath".into(),
-        hugepage_mib: 256,
-        no_pci: true,
-        ..EnvConfig::default()
-    })
-    .unwrap();
-    let app = Thread::create("app").unwrap();
-    let queues = LocalQueues::install(1023).unwrap();
-    let pump = &mut || {
-        app.poll(tsc_now());
-    };
-    let subsystems = Subsystems::start(&Config::default(), pump).unwrap();
+    let devices = Devices::start("multipath");
+    let (app, queues, subsystems) = (&devices.app, &devices.queues, &devices.subsystems);
+    let pump = &mut || devices.poll();
     for mover in &movers {
         subsystems.configure("bdev_nvme_attach_controller", &path(mover), pump).unwrap();
     }
@@ -154,8 +128,8 @@ fn a_multipath_host_follows_ana_and_goes_elsewhere_when_a_mover_is_gone() {
         .zip(0..)
         .map(|(bdev, ctx)| Volume {
             channel: bdev.channel().unwrap(),
-            queues: &queues,
-            app: &app,
+            queues,
+            app,
             memory: DmaBuf::new(BYTES, 4096).unwrap().leak(),
             ctx,
             ended: &ended,
@@ -172,30 +146,29 @@ fn a_multipath_host_follows_ana_and_goes_elsewhere_when_a_mover_is_gone() {
         }
     }
     for mover in ["p1", "p2"] {
-        assert!(counter(&cluster, mover, "volume_writes_total") >= 200.0, "{mover} took its share");
+        assert!(
+            counter(&lab.cluster, mover, "volume_writes_total") >= 200.0,
+            "{mover} took its share"
+        );
         for detour in ["updates_forwarded_total", "asks_total"] {
-            assert_eq!(counter(&cluster, mover, detour), 0.0, "{mover} {detour}");
+            assert_eq!(counter(&lab.cluster, mover, detour), 0.0, "{mover} {detour}");
         }
     }
 
     // Without its best path the host takes the other one, which leads to the mover that is down: the
     // host keeps the command, as hosts with several paths do, until one of them works.
     let before = volumes[0].read(0);
-    cluster.kill("p1");
+    lab.cluster.kill("p1");
     volumes[0].begin_read(0);
     for _ in 0..10 {
         volumes[1].read(0);
     }
-    cluster.start("p1").unwrap();
-    cluster.wait_ready(&["p1".to_owned()], &interrupt, &ProgressBar::hidden()).unwrap();
+    lab.start_again("p1");
     assert!(volumes[0].end_read() == before);
     assert_eq!(volumes[0].write(0, &data(0, 7)), NvmeStatus::SUCCESS);
     assert!(volumes[0].read(0) == data(0, 7));
 
     drop(volumes);
     drop(bdevs);
-    subsystems.stop(pump).unwrap();
-    drop(queues);
-    app.exit(&mut || {}).unwrap();
-    drop(env);
+    devices.end();
 }

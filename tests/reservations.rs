@@ -4,12 +4,16 @@
 #![cfg(feature = "datapath")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+#[path = "spdk_support/devices.rs"]
+mod devices;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use devices::{Devices, Killed};
 use setline::control::model::FencingState;
 use setline::lab::array::{self, Array, Subsystem};
 use setline::proto::types::{MoverId, VolumeId};
@@ -17,11 +21,8 @@ use setline::runtime::fence::{Fence, FenceError, Victim, key_of, mover_of};
 use setline::spdk::address::Address;
 use setline::spdk::base::HostIdentity;
 use setline::spdk::bdev::{Bdev, Channel};
-use setline::spdk::env::{DmaBuf, Env, EnvConfig, tsc_now};
-use setline::spdk::queue::LocalQueues;
+use setline::spdk::env::DmaBuf;
 use setline::spdk::reservation::{Kind, ReservationKey, Reservations};
-use setline::spdk::subsystem::{Config, Subsystems};
-use setline::spdk::thread::Thread;
 use setline::spdk::{NvmeStatus, Submit};
 
 const NQN: &str = "nqn.2026-11.io.setline:array-test";
@@ -138,17 +139,6 @@ fn server(dir: &Path) -> Array {
     array
 }
 
-/// A program that a test started; killed when it goes.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        setline::lab::machine::remove_runtime_directory(self.0.id());
-    }
-}
-
 struct Target(Killed);
 
 impl Target {
@@ -166,8 +156,7 @@ impl Target {
     }
 
     fn kill(&mut self) {
-        self.0.0.kill().unwrap();
-        self.0.0.wait().unwrap();
+        self.0.kill();
     }
 }
 
@@ -209,7 +198,7 @@ impl Mover {
     }
 
     fn kill(mut self) {
-        self.process.0.kill().unwrap();
+        self.process.kill();
     }
 
     /// Lets it end in order.
@@ -229,19 +218,9 @@ fn one_mover_does_what_it_is_told() {
     let life: u64 = words.next().unwrap().parse().unwrap();
     let address = Address::Tcp(words.next().unwrap().parse().unwrap());
 
-    let env = Env::init(&EnvConfig {
-        name: format!("mover{id}"),
-        hugepage_mib: 256,
-        no_pci: true,
-        ..EnvConfig::default()
-    })
-    .expect("hugepages are reserved (scripts/setup)");
-    let app = Thread::create("app").unwrap();
-    let queues = LocalQueues::install(8191).unwrap();
-    let pump = &mut || {
-        app.poll(tsc_now());
-    };
-    let subsystems = Subsystems::start(&Config::default(), pump).unwrap();
+    let devices = Devices::start(&format!("mover{id}"));
+    let subsystems = &devices.subsystems;
+    let pump = &mut || devices.poll();
     let host =
         HostIdentity { nqn: format!("nqn.2026-11.io.setline:mover:p{id}"), id: [id as u8; 16] };
     let names = subsystems.attach_nvme("array", &address, Some(NQN), Some(&host), pump).unwrap();
@@ -251,16 +230,9 @@ fn one_mover_does_what_it_is_told() {
     let mut fence = Fence::new(MoverId(id), life, host.id);
     let io = |submit: &dyn Fn(&Channel) -> Result<(), Submit>| {
         submit(&channel).unwrap();
-        let start = Instant::now();
-        loop {
-            app.poll(tsc_now());
-            if let Some(done) = queues.pop_done() {
-                return match done.status {
-                    NvmeStatus::SUCCESS => "ok".to_owned(),
-                    other => format!("{:x}/{:02x}", other.sct, other.sc),
-                };
-            }
-            assert!(start.elapsed() < LIMIT, "I/O hangs");
+        match devices.done().status {
+            NvmeStatus::SUCCESS => "ok".to_owned(),
+            other => format!("{:x}/{:02x}", other.sct, other.sc),
         }
     };
     println!("=> ready");
@@ -336,10 +308,7 @@ fn one_mover_does_what_it_is_told() {
     }
     drop(fence);
     drop(channel);
-    subsystems.stop(pump).unwrap();
-    drop(queues);
-    app.exit(&mut || {}).unwrap();
-    drop(env);
+    devices.end();
 }
 
 fn preempted(result: Result<Vec<ReservationKey>, FenceError>) -> String {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+pub(crate) mod devices;
 pub(crate) mod exercise;
 mod poller;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use setline::spdk::address::Address;
 use setline::spdk::base::Base;
-use setline::spdk::env::{Env, EnvConfig, tsc_now};
+use setline::spdk::env::{Env, tsc_now};
 use setline::spdk::nvmf::{
     AnaState, NamespaceConfig, Subsystem, SubsystemConfig, Target, TransportConfig, TransportKind,
 };
@@ -23,6 +24,7 @@ use setline::spdk::subsystem::{Config, Subsystems};
 use setline::spdk::tap::{TapConfig, TapVolume};
 use setline::spdk::thread::Thread;
 
+pub(crate) use devices::env;
 use poller::Poller;
 
 /// Largest transfer of the test targets.
@@ -33,12 +35,6 @@ pub(crate) const VOLUME_BYTES: u64 = 64 << 20;
 
 /// The subsystem's name.
 pub(crate) const NQN: &str = "nqn.2026-11.io.example:test";
-
-/// SPDK's and DPDK's environment of this process, with so much memory in hugepages. Once a process.
-pub(crate) fn env(name: &str, hugepage_mib: u32) -> Env {
-    Env::init(&EnvConfig { name: name.into(), hugepage_mib, no_pci: true, ..EnvConfig::default() })
-        .expect("hugepages are reserved (scripts/setup)")
-}
 
 /// One of SPDK's own programs.
 pub(crate) fn spdk_program(name: &str) -> Command {
