@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_setline-check");
@@ -18,7 +19,9 @@ const VOLUME_BYTES: u64 = 16 << 20;
 
 /// SPDK's target with three volumes on files, which outlive it.
 struct Target {
-    dir: tempfile::TempDir,
+    dir: Rc<tempfile::TempDir>,
+    /// Tells the target from another one that offers the same volumes.
+    number: u16,
     port: u16,
     process: Child,
 }
@@ -27,19 +30,28 @@ impl Target {
     fn start() -> Self {
         // Files on a file system that knows direct I/O, as the target's bdev wants it.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         for index in 0..3 {
             let file = std::fs::File::create(dir.path().join(format!("volume{index}"))).unwrap();
             file.set_len(VOLUME_BYTES).unwrap();
         }
-        std::fs::create_dir(dir.path().join("vfu")).unwrap();
-        let process = Self::spawn(dir.path(), port);
-        let target = Self { dir, port, process };
+        Self::of(Rc::new(dir), 0)
+    }
+
+    /// Another target that offers the same volumes as the same subsystem.
+    fn second(&self) -> Self {
+        Self::of(Rc::clone(&self.dir), 1)
+    }
+
+    fn of(dir: Rc<tempfile::TempDir>, number: u16) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        std::fs::create_dir(dir.path().join(format!("vfu{number}"))).unwrap();
+        let process = Self::spawn(dir.path(), number, port);
+        let target = Self { dir, number, port, process };
         target.wait();
         target
     }
 
-    fn spawn(dir: &Path, port: u16) -> Child {
+    fn spawn(dir: &Path, number: u16, port: u16) -> Child {
         let method = |method: &str, params: Value| json!({"method": method, "params": params});
         let mut bdev = Vec::new();
         let mut nvmf = vec![
@@ -47,7 +59,8 @@ impl Target {
             method("nvmf_create_transport", json!({"trtype": "VFIOUSER"})),
             method(
                 "nvmf_create_subsystem",
-                json!({"nqn": NQN, "allow_any_host": true, "serial_number": "CHECK"}),
+                json!({"nqn": NQN, "allow_any_host": true, "serial_number": "CHECK",
+                    "min_cntlid": 1 + 1000 * number, "max_cntlid": 1000 + 1000 * number}),
             ),
         ];
         for index in 0..3 {
@@ -59,12 +72,15 @@ impl Target {
             ));
             nvmf.push(method(
                 "nvmf_subsystem_add_ns",
-                json!({"nqn": NQN, "namespace": {"nsid": index + 1, "bdev_name": name}}),
+                json!({"nqn": NQN, "namespace": {"nsid": index + 1, "bdev_name": name,
+                    "nguid": format!("{:032X}", index + 1),
+                    "uuid": format!("00000000-0000-0000-0000-{:012}", index + 1)}}),
             ));
         }
         let tcp = json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
             "trsvcid": port.to_string()});
-        let vfio = json!({"trtype": "VFIOUSER", "traddr": dir.join("vfu"), "trsvcid": "0"});
+        let sockets = dir.join(format!("vfu{number}"));
+        let vfio = json!({"trtype": "VFIOUSER", "traddr": sockets, "trsvcid": "0"});
         for address in [tcp, vfio] {
             let params = json!({"nqn": NQN, "listen_address": address});
             nvmf.push(method("nvmf_subsystem_add_listener", params));
@@ -73,17 +89,17 @@ impl Target {
             {"subsystem": "bdev", "config": bdev},
             {"subsystem": "nvmf", "config": nvmf},
         ]});
-        let path = dir.join("target.json");
+        let path = dir.join(format!("target{number}.json"));
         std::fs::write(&path, config.to_string()).unwrap();
         // What a killed target left would be in the way of the next.
-        let _ = std::fs::remove_file(dir.join("vfu/cntrl"));
+        let _ = std::fs::remove_file(sockets.join("cntrl"));
         Command::new(concat!(env!("SETLINE_SPDK_BIN"), "/nvmf_tgt"))
             .args(["-m", "0x1", "--no-pci", "--disable-cpumask-locks", "-s", "256"])
             .arg("-r")
-            .arg(dir.join("rpc.sock"))
+            .arg(dir.join(format!("rpc{number}.sock")))
             .arg("-c")
             .arg(path)
-            .stdout(std::fs::File::create(dir.join("target.log")).unwrap())
+            .stdout(std::fs::File::create(dir.join(format!("target{number}.log"))).unwrap())
             .stderr(Stdio::null())
             .spawn()
             .unwrap()
@@ -92,7 +108,8 @@ impl Target {
     fn wait(&self) {
         let since = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            let log = || std::fs::read_to_string(self.path("target.log")).unwrap();
+            let log = self.path(&format!("target{}.log", self.number));
+            let log = || std::fs::read_to_string(&log).unwrap();
             assert!(since.elapsed() < Duration::from_secs(60), "{}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -104,7 +121,7 @@ impl Target {
     }
 
     fn start_again(&mut self) {
-        self.process = Self::spawn(self.dir.path(), self.port);
+        self.process = Self::spawn(self.dir.path(), self.number, self.port);
         self.wait();
     }
 
@@ -118,7 +135,8 @@ impl Target {
     }
 
     fn vfio_user(&self) -> String {
-        format!("trtype:VFIOUSER traddr:{} subnqn:{NQN}", self.path("vfu").display())
+        let sockets = self.path(&format!("vfu{}", self.number));
+        format!("trtype:VFIOUSER traddr:{} subnqn:{NQN}", sockets.display())
     }
 
     fn check(&self, args: &[&str]) -> Command {
@@ -130,15 +148,19 @@ impl Target {
 
     /// Waits until the status file has at least so many acknowledged writes.
     fn wait_for_acked(&self, writes: u64) -> u64 {
+        let acked = |status: &Value| status["acked_writes"].as_u64().unwrap_or(0);
+        acked(&self.wait_for("acknowledgements", |status| acked(status) >= writes))
+    }
+
+    fn wait_for(&self, what: &str, reached: impl Fn(&Value) -> bool) -> Value {
         let since = Instant::now();
         loop {
             let status = std::fs::read(self.path("status"))
                 .map_or(Value::Null, |bytes| serde_json::from_slice(&bytes).unwrap());
-            let acked = status["acked_writes"].as_u64().unwrap_or(0);
-            if acked >= writes {
-                return acked;
+            if reached(&status) {
+                return status;
             }
-            assert!(since.elapsed() < Duration::from_secs(90), "{status}");
+            assert!(since.elapsed() < Duration::from_secs(90), "{what}: {status}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -212,21 +234,22 @@ fn a_target_that_is_killed_and_comes_back_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn over_vfio_user_a_killed_target_shows_by_the_timeout_and_nothing_is_lost() {
+fn over_vfio_user_a_killed_target_shows_by_its_socket_and_nothing_is_lost() {
     survive_a_restart(Target::start(), Target::vfio_user);
 }
 
+/// A host with one path keeps its commands until that is back: no command fails.
 fn survive_a_restart(mut target: Target, trid: fn(&Target) -> String) {
     let trid = trid(&target);
     let args = ["write", "--trid", &trid, "--seconds", "0", "--log", "log", "--status", "status"];
     let mut command = target.check(&args);
-    command.args(["--retries", "1000", "--idle", "sleep", "--grace", "60"]);
-    command.args(["--command-timeout", "5"]);
+    command.args(["--retries", "0", "--idle", "sleep", "--grace", "60"]);
+    // Neither decides here: the lost connection does, and the target is back long before.
+    command.args(["--command-timeout", "600", "--no-path-timeout", "600"]);
     let writer = command.spawn().unwrap();
     target.wait_for_acked(50);
     target.kill();
-    // The writer still publishes, but nothing that was acknowledged since.
-    std::thread::sleep(Duration::from_millis(500));
+    target.wait_for("a lost path", |status| status["paths"]["lost"] == 1);
     let before = target.wait_for_acked(0);
     target.start_again();
     target.wait_for_acked(before + 100);
@@ -234,13 +257,63 @@ fn survive_a_restart(mut target: Target, trid: fn(&Target) -> String) {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let output = writer.wait_with_output().unwrap();
     let report = parse(&output);
-    // Host errors there were, so the exit is "degraded"; but every write got through.
-    assert_eq!(output.status.code(), Some(6), "{report}");
-    assert!(report["host_errors"].as_u64().unwrap() > 0);
-    let unfinished = (&report["unfinished_writes"], &report["writers_halted"]);
-    assert_eq!(unfinished, (&0.into(), &0.into()), "{report}");
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    let paths = &report["paths"];
+    assert_eq!((&paths["lost"], &paths["connected_again"]), (&1.into(), &1.into()), "{report}");
+    assert!(paths["retries"].as_u64().unwrap() > 0, "what was under way was sent again: {report}");
     let (exit, verdict) = target.images(&["--log", "log", "--now"]);
     assert_eq!((exit, &verdict["floor_met"]), (Some(0), &true.into()), "{verdict}");
+}
+
+/// Two targets offer the same volumes; each is killed while the other one lives.
+#[test]
+fn a_host_goes_on_by_the_other_path_when_a_target_is_killed() {
+    let first = Target::start();
+    let second = first.second();
+    let mut targets = [first, second];
+    let trids = [targets[0].vfio_user(), targets[1].tcp()];
+    let args = ["write", "--seconds", "0", "--log", "log", "--status", "status"];
+    let mut command = targets[0].check(&args);
+    command.args(["--trid", &trids[0], "--trid", &trids[1], "--paths", "spread"]);
+    command.args(["--retries", "0", "--idle", "sleep", "--read-percent", "5"]);
+    let writer = command.spawn().unwrap();
+    targets[0].wait_for_acked(100);
+    for (round, killed) in (1..).zip([0, 1, 0, 1]) {
+        targets[killed].kill();
+        let lost = |status: &Value| status["paths"]["lost"] == round;
+        let acked = targets[0].wait_for("a lost path", lost)["acked_writes"].as_u64().unwrap();
+        targets[0].wait_for_acked(acked + 100);
+        targets[killed].start_again();
+        let back = |status: &Value| status["paths"]["connected_again"] == round;
+        let acked = targets[0].wait_for("a path is back", back)["acked_writes"].as_u64().unwrap();
+        targets[0].wait_for_acked(acked + 100);
+    }
+    let pid = rustix::process::Pid::from_child(&writer);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = writer.wait_with_output().unwrap();
+    let report = parse(&output);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert!(report["paths"]["retries"].as_u64().unwrap() > 0, "{report}");
+    let (exit, verdict) = targets[0].images(&["--log", "log", "--now"]);
+    assert_eq!((exit, &verdict["floor_met"]), (Some(0), &true.into()), "{verdict}");
+}
+
+#[test]
+fn a_command_that_no_path_takes_in_time_ends_with_an_error() {
+    let mut target = Target::start();
+    let trid = target.tcp();
+    let args = ["write", "--trid", &trid, "--seconds", "0", "--status", "status"];
+    let mut command = target.check(&args);
+    command.args(["--retries", "0", "--idle", "sleep", "--no-path-timeout", "1"]);
+    let writer = command.spawn().unwrap();
+    target.wait_for_acked(50);
+    target.kill();
+    // Every logical writer gives up at its first error, and then the run ends by itself.
+    let output = writer.wait_with_output().unwrap();
+    let report = parse(&output);
+    assert_eq!(output.status.code(), Some(6), "{report}");
+    assert!(report["host_errors"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["writers_halted"], report["workload"]["writers"]);
 }
 
 #[test]

@@ -2,20 +2,24 @@
 //! benchmark and tests. It speaks to any controller SPDK's driver reaches, and
 //! runs in a process of its own, without SPDK's subsystems.
 //!
-//! One thread connects, submits and polls. Completions appear in the thread's
+//! One thread submits and polls. Completions appear in the thread's
 //! [`super::queue::LocalQueues`].
 
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 use std::ptr::{NonNull, null_mut};
 use std::rc::Rc;
 
-use super::address::Address;
 use super::env::IoBuf;
-use super::error::{Error, NvmeStatus, Submit, check, cstring, submitted};
+use super::error::{Error, NvmeStatus, Submit, check, submitted};
 use super::nvmf::AnaState;
 use super::queue::{Done, push_done};
 use super::sys;
+
+mod connect;
+
+pub use connect::Connecting;
 
 /// How long an admin command may take: connecting, making and deleting queue pairs. Half of SPDK's
 /// own limit, because whoever waits is blocked.
@@ -30,6 +34,8 @@ pub struct Controller {
 #[derive(Debug)]
 struct Inner {
     raw: NonNull<sys::spdk_nvme_ctrlr>,
+    /// The connection to a vfio-user target, to see it hang up; closed after SPDK's own.
+    socket: Option<OwnedFd>,
 }
 
 /// What a controller says about itself.
@@ -80,7 +86,8 @@ impl Namespace {
     pub fn path_state(&self) -> AnaState {
         // SAFETY: the namespace lives as long as its controller, which `self` holds.
         match unsafe { sys::spdk_nvme_ns_get_ana_state(self.raw.as_ptr()) } {
-            sys::SPDK_NVME_ANA_OPTIMIZED_STATE => AnaState::Optimized,
+            // 0 is no state: the controller does not report any.
+            0 | sys::SPDK_NVME_ANA_OPTIMIZED_STATE => AnaState::Optimized,
             sys::SPDK_NVME_ANA_NON_OPTIMIZED_STATE => AnaState::NonOptimized,
             _ => AnaState::Inaccessible,
         }
@@ -88,36 +95,6 @@ impl Namespace {
 }
 
 impl Controller {
-    /// Connects to the controller at `address` (of subsystem `nqn`, for targets)
-    /// as host `host_nqn`.
-    ///
-    /// # Errors
-    /// [`Error::Null`]: nothing answers, or it refuses this host.
-    pub fn connect(
-        address: &Address,
-        nqn: Option<&str>,
-        host_nqn: Option<&str>,
-    ) -> Result<Self, Error> {
-        let id = address.raw(nqn)?;
-        let mut opts = sys::spdk_nvme_ctrlr_opts::default();
-        let size = size_of::<sys::spdk_nvme_ctrlr_opts>();
-        // SAFETY: a valid structure and its size.
-        unsafe { sys::spdk_nvme_ctrlr_get_default_ctrlr_opts(&mut opts, size) };
-        opts.admin_timeout_ms = ADMIN_TIMEOUT_MS;
-        if let Some(host) = host_nqn {
-            let host = cstring("host NQN", host)?;
-            let room = opts.hostnqn.len() - 1;
-            opts.hostnqn.fill(0);
-            for (to, from) in opts.hostnqn.iter_mut().zip(host.as_bytes().iter().take(room)) {
-                *to = from.cast_signed();
-            }
-        }
-        // SAFETY: valid structures, copied.
-        let raw = unsafe { sys::spdk_nvme_connect(&id, &opts, size) };
-        let raw = NonNull::new(raw).ok_or(Error::Null { call: "spdk_nvme_connect" })?;
-        Ok(Self { inner: Rc::new(Inner { raw }) })
-    }
-
     fn raw(&self) -> *mut sys::spdk_nvme_ctrlr {
         self.inner.raw.as_ptr()
     }

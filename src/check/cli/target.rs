@@ -45,6 +45,14 @@ pub(super) struct NvmeArgs {
     /// Give a path up when a command takes longer
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     command_timeout: u64,
+    /// Give a path over TCP up when its target does not answer a Keep Alive for so long; longer than
+    /// the target needs to shut a silent part of itself out
+    #[arg(long, value_name = "SECONDS", default_value_t = 5,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    keep_alive: u64,
+    /// Keep a command for so long while no path carries it out, before it ends with an error
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    no_path_timeout: u64,
     /// Core to pin the thread to [default: wherever the system puts it]
     #[arg(long, requires = "trid")]
     core: Option<usize>,
@@ -103,6 +111,8 @@ impl NvmeArgs {
                 Paths::First => PathPolicy::First,
             },
             command_timeout: std::time::Duration::from_secs(self.command_timeout),
+            keep_alive: std::time::Duration::from_secs(self.keep_alive),
+            no_path_timeout: std::time::Duration::from_secs(self.no_path_timeout),
             core: self.core,
         };
         match NvmeTarget::connect(options) {

@@ -2,8 +2,9 @@
 
 use super::super::block::RunId;
 use super::super::images::Floor;
+use super::super::target::PathCounts;
 use super::super::workload::Workload;
-use super::super::writer::{Report, Writer, WriterOptions};
+use super::super::writer::{Latency, Report, Writer, WriterOptions};
 use super::args::{self, SizeWeight};
 use super::drive::{Drive, DriveArgs, random};
 use super::table;
@@ -82,6 +83,9 @@ struct StatusFile<'a> {
     issued_writes: u64,
     acked_writes: u64,
     bytes: u64,
+    /// From issue to acknowledgement.
+    write_latency_ns: Latency,
+    paths: PathCounts,
     host_errors: u64,
     in_flight: usize,
 }
@@ -233,6 +237,8 @@ impl<'a> Publisher<'a> {
             issued_writes: report.issued_writes,
             acked_writes: report.acked_writes,
             bytes: report.bytes,
+            write_latency_ns: report.write_latency_ns,
+            paths: report.paths,
             host_errors: report.host_errors,
             in_flight: writer.in_flight(),
         };
@@ -296,6 +302,18 @@ fn text(result: &Final<'_>) -> String {
         ),
         ("host errors", table::count(report.host_errors)),
     ];
+    let paths = &report.paths;
+    if paths.lost + paths.retries > 0 {
+        facts.push((
+            "paths",
+            format!(
+                "{} lost, {} connected again, {} commands sent again",
+                table::count(paths.lost),
+                table::count(paths.connected_again),
+                table::count(paths.retries)
+            ),
+        ));
+    }
     for (status, count) in &report.errors_by_status {
         facts.push(("", format!("{} × {status}", table::count(*count))));
     }

@@ -138,6 +138,17 @@ pub struct Completion {
     pub status: Status,
 }
 
+/// What a target with several paths did about failures, so that its user saw none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PathCounts {
+    /// Paths that were lost.
+    pub lost: u64,
+    /// Paths that were connected again.
+    pub connected_again: u64,
+    /// Commands that were sent again, by another path or by the same.
+    pub retries: u64,
+}
+
 /// The target takes no command just now; poll, then submit again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
@@ -182,4 +193,9 @@ pub trait Target {
 
     /// Whether the volumes take this command.
     fn supports(&self, op: Op) -> bool;
+
+    /// What was done about failures of paths so far; nothing where there is one way only.
+    fn path_counts(&self) -> PathCounts {
+        PathCounts::default()
+    }
 }

@@ -170,6 +170,7 @@ impl<W: io::Write> Writer<W> {
     pub fn turn(&mut self, target: &mut dyn Target, now_ns: u64) -> io::Result<bool> {
         let mut ended = std::mem::take(&mut self.ended);
         target.poll(&mut ended);
+        self.counters.paths = target.path_counts();
         let mut happened = !ended.is_empty();
         for completion in ended.drain(..) {
             self.take(target, completion, now_ns)?;

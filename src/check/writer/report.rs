@@ -2,7 +2,7 @@
 
 use super::super::block::RunId;
 use super::super::images::Floor;
-use super::super::target::Status;
+use super::super::target::{PathCounts, Status};
 use super::super::workload::Workload;
 use super::WriterOptions;
 use hdrhistogram::Histogram;
@@ -63,8 +63,11 @@ pub struct Report {
     pub bytes: u64,
     /// Acknowledged writes per second.
     pub writes_per_s: f64,
-    /// From issue to acknowledgement.
+    /// From issue to acknowledgement, all that was sent again among it: the longest is the longest
+    /// that a host's write stood still.
     pub write_latency_ns: Latency,
+    /// Paths that were lost, and what was sent again, without an error.
+    pub paths: PathCounts,
     /// Error completions received.
     pub host_errors: u64,
     /// The same by status.
@@ -98,6 +101,7 @@ pub(super) struct Counters {
     pub(super) observed: u64,
     pub(super) stale_reads: u64,
     pub(super) corrupt_reads: u64,
+    pub(super) paths: PathCounts,
     latency: Histogram<u64>,
 }
 
@@ -114,6 +118,7 @@ impl Counters {
             observed: 0,
             stale_reads: 0,
             corrupt_reads: 0,
+            paths: PathCounts::default(),
             latency: Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3)
                 .expect("constant bounds that the histogram allows"),
         }
@@ -148,6 +153,7 @@ impl Counters {
             bytes: self.bytes,
             writes_per_s: if seconds > 0.0 { self.acked as f64 / seconds } else { 0.0 },
             write_latency_ns: Latency::of(&self.latency),
+            paths: self.paths,
             host_errors: self.errors.values().sum(),
             errors_by_status: self
                 .errors

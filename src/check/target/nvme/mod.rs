@@ -2,39 +2,49 @@
 //!
 //! Several controllers may be paths to the same namespaces (a multipath subsystem
 //! whose movers each offer every volume), or each offer some of them. A command takes
-//! its slot's path, or the next that has its namespace; a path that fails, or says
-//! that it is not the one to take, makes its slots move on to the next. A lost
-//! connection is made again, at most once a second, by the thread that polls;
-//! connecting blocks it for as long as the transport takes. A command that takes
-//! longer than the timeout makes its path lost, too: over shared memory (vfio-user) a
-//! dead target shows in no other way.
+//! its slot's path, or the one that is best for its volume; paths that their target
+//! calls inaccessible are left out.
 //!
-//! Nothing is retried here: a command that was on a lost path ends as aborted, and
-//! whether to send it again is the caller's decision.
+//! It is a multipath host, as a kernel's is. A command whose path was lost, or whose path
+//! refused it as not the one to take, is kept and sent by another path; when none
+//! works it waits for one, up to a limit, and only then ends with the error. Its user
+//! sees one completion. It is sent again when its path has surely been let go (see
+//! [`path`]), and its user sends nothing that overlaps it before its end; so an earlier copy
+//! of a write never lands on top of a later write. Compare-and-write, which must not
+//! be done twice, is not sent again.
+//!
+//! A lost path is connected again, at most once a second, by a thread of its own.
+
+mod error;
+mod path;
+mod policy;
+
+pub use error::NvmeTargetError;
+pub use policy::PathPolicy;
 
 use super::trid::{Transport, Trid};
-use super::{Completion, Full, Geometry, NoMemory, Op, Request, Status, Target};
-use crate::spdk::address::Address;
+use super::{Completion, Full, Geometry, NoMemory, Op, PathCounts, Request, Status, Target};
 use crate::spdk::env::{DmaBuf, Env, EnvConfig, IoBuf};
-use crate::spdk::error::{Error, NvmeStatus, Submit};
-use crate::spdk::nvme::{Controller, Flags, Identity, Namespace, QueuePair};
-use crate::spdk::nvmf::AnaState;
+use crate::spdk::error::{NvmeStatus, Submit};
+use crate::spdk::nvme::{Flags, Identity, Namespace};
 use crate::spdk::queue::LocalQueues;
+use path::{Link, Path};
+use policy::may_go_elsewhere;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Longest command, whatever a controller allows: bounds the buffers.
 const TRANSFER_BYTES_MAX: u32 = 1 << 20;
-/// How often the admin queues are served (keep-alive, events).
-const ADMIN_INTERVAL: Duration = Duration::from_millis(50);
-/// Pause between attempts to connect a lost path again.
-const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the paths are looked after: lost or not, events, Keep Alive.
+const SERVE_INTERVAL: Duration = Duration::from_millis(10);
+/// Pause of a command that no path takes, or that all have refused.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Alignment of the buffers: a memory page, so that a transfer needs the fewest entries.
 const ALIGNMENT: usize = 4096;
-/// Deepest queue pair asked for: what SPDK's own target allows by default.
-const QUEUE_DEPTH_MAX: u32 = 127;
-/// Shallowest one that is tried.
-const QUEUE_DEPTH_MIN: u32 = 8;
+/// More paths than this make no sense, and a set of them is a word.
+const PATHS_MAX: usize = 64;
+/// What SPDK says of a queue pair without a connection.
+const ENXIO: i32 = 6;
 /// Set in the context of the second half of a fused pair.
 const SECOND: u64 = 1 << 32;
 
@@ -51,72 +61,13 @@ pub struct NvmeTargetOptions {
     pub policy: PathPolicy,
     /// A path is lost when a command takes longer than this.
     pub command_timeout: Duration,
+    /// A path over TCP is lost when a Keep Alive takes longer than this. Longer than the target needs to
+    /// shut out a part of it that is silent.
+    pub keep_alive: Duration,
+    /// A command ends with an error when no path has carried it out for so long.
+    pub no_path_timeout: Duration,
     /// Core to pin the thread to; by default it stays where it may run now.
     pub core: Option<usize>,
-}
-
-/// Which of several paths a command takes; another one when that fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PathPolicy {
-    /// The one that its target calls the best for the volume now (ANA), like a multipath host; slots
-    /// are spread over equal ones.
-    Best,
-    /// Each slot has its own, whatever their targets say.
-    Spread,
-    /// The one before the best: that of a mover which is not responsible for the volume.
-    Detour,
-    /// The first.
-    First,
-}
-
-/// Why namespaces cannot be reached.
-#[derive(Debug, thiserror::Error)]
-pub enum NvmeTargetError {
-    /// SPDK's environment does not start.
-    #[error("SPDK: {0} (are hugepages reserved? see scripts/setup)")]
-    Environment(Error),
-    /// A controller cannot be connected to.
-    #[error("{path}: {error}")]
-    Connect {
-        /// The controller.
-        path: String,
-        /// What happened.
-        error: Error,
-    },
-    /// No controller has a namespace.
-    #[error("namespace {nsid} is on no path: {paths}")]
-    NoNamespace {
-        /// The controllers.
-        paths: String,
-        /// The namespace.
-        nsid: u32,
-    },
-    /// No active namespace at all.
-    #[error("{path} has no namespace")]
-    Empty {
-        /// The controller.
-        path: String,
-    },
-    /// Two paths have different namespaces under one id.
-    #[error(
-        "namespace {nsid} of {path} is not that of the first path (identifiers or size differ)"
-    )]
-    Different {
-        /// The controller.
-        path: String,
-        /// The namespace.
-        nsid: u32,
-    },
-    /// The volumes' block sizes are not one.
-    #[error("namespace {nsid} has blocks of {found} bytes, the first has {wanted}")]
-    BlockSize {
-        /// The namespace.
-        nsid: u32,
-        /// Its block size.
-        found: u32,
-        /// The first one's.
-        wanted: u32,
-    },
 }
 
 /// Namespaces of one or more controllers. Bound to the thread that made it, and, as
@@ -134,6 +85,9 @@ pub struct NvmeTarget {
     nsids: Vec<u32>,
     /// Commands that end without having been sent.
     refused: VecDeque<Completion>,
+    /// Slots of commands that are on no path, to be sent when one takes them.
+    waiting: VecDeque<u32>,
+    counts: PathCounts,
     /// A fused pair whose second half found no room; nothing else goes to its path.
     half_sent: Option<u32>,
     serve_at: Instant,
@@ -142,44 +96,53 @@ pub struct NvmeTarget {
 }
 
 #[derive(Debug)]
-struct Path {
-    trid: Trid,
-    /// `None` while the path is lost.
-    link: Option<Link>,
-    connect_at: Instant,
-}
-
-#[derive(Debug)]
-struct Link {
-    // The queue pair goes before its controller.
-    qpair: Option<QueuePair>,
-    /// By volume; `None` where this controller does not offer it.
-    namespaces: Vec<Option<Namespace>>,
-    controller: Controller,
-}
-
-#[derive(Debug)]
 struct Slot {
     buffer: Vec<u8>,
     /// The memory that the device reads and writes; the buffer is copied to and from it,
     /// so that the caller's is plain memory.
     io: IoBuf,
-    path: usize,
+    /// The path that it takes first, as far as the policy leaves that open.
+    home: usize,
     flight: Option<Flight>,
 }
 
 #[derive(Debug)]
 struct Flight {
     request: Request,
+    /// The path that it took last.
+    path: usize,
+    /// When.
     since: Instant,
-    /// Completions that are still to come: two for a fused pair.
+    /// Completions that are still to come: two for a fused pair, none while it waits.
     parts: u8,
     status: NvmeStatus,
+    /// Paths that have refused it since its last pause.
+    refused_by: u64,
+    /// Since when no path has carried it out, for a command that one failed or that found none.
+    stranded: Option<Instant>,
+    /// While it waits: it does so at least until then.
+    pause_until: Instant,
+    /// How often it was sent.
+    sent: u32,
+}
+
+/// What came of an attempt to send.
+enum Sent {
+    Yes,
+    /// The queue pair takes nothing just now.
+    Busy,
+    /// No path that may be tried.
+    NoPath,
+    /// The command itself cannot be.
+    Refused(Status),
 }
 
 impl NvmeTarget {
     /// Starts SPDK's environment and connects to every path.
     pub fn connect(options: NvmeTargetOptions) -> Result<Self, NvmeTargetError> {
+        if options.paths.len() > PATHS_MAX {
+            return Err(NvmeTargetError::TooMany(options.paths.len()));
+        }
         let no_pci = !options.paths.iter().any(|path| matches!(path.transport, Transport::Pcie(_)));
         let env = start_environment(options.core, no_pci)?;
         let queues = LocalQueues::install(4096).map_err(NvmeTargetError::Environment)?;
@@ -200,7 +163,7 @@ impl NvmeTarget {
                 }
                 shapes[volume] = Some((namespace.block_bytes, namespace.blocks));
             }
-            paths.push(Path { trid: trid.clone(), link: Some(link), connect_at: Instant::now() });
+            paths.push(Path::new(trid.clone(), link));
         }
         let links = || paths.iter().filter_map(|path| path.link.as_ref());
         let Some(link) = links().next() else {
@@ -238,6 +201,8 @@ impl NvmeTarget {
             options,
             nsids,
             refused: VecDeque::new(),
+            waiting: VecDeque::new(),
+            counts: PathCounts::default(),
             half_sent: None,
             serve_at: Instant::now(),
             depth: 0,
@@ -245,36 +210,25 @@ impl NvmeTarget {
         })
     }
 
-    /// Tries to send; the completion of what cannot be sent is made here.
-    fn send(&mut self, number: u32, request: Request) -> Result<(), Full> {
+    /// Sends a slot's command by a path that may take it.
+    fn send(&mut self, number: u32, now: Instant) -> Sent {
         let slot = &mut self.slots[number as usize];
+        let Some(flight) = &mut slot.flight else { return Sent::NoPath };
+        let request = flight.request;
         let volume = usize::from(request.volume);
-        if volume >= self.nsids.len() {
-            let status = Status::Nvme { sct: 0, sc: 0x0b, dnr: true };
-            self.refused.push_back(Completion { slot: number, status });
-            return Ok(());
-        }
-        let usable = |path: usize| {
-            let link = self.paths[path].link.as_ref()?;
-            Some((path, link, link.namespaces[volume].as_ref()?))
+        let count = self.paths.len();
+        let in_turn = (0..count)
+            .map(|step| (slot.home + step) % count)
+            .filter(|&path| flight.refused_by & 1 << path == 0)
+            .filter_map(|path| {
+                let (_, namespace) = self.paths[path].link.as_ref()?.usable(volume)?;
+                Some((path, namespace.path_state()))
+            });
+        let Some(path) = self.options.policy.choose(in_turn) else { return Sent::NoPath };
+        let link = self.paths[path].link.as_ref();
+        let Some((qpair, namespace)) = link.and_then(|link| link.usable(volume)) else {
+            return Sent::NoPath;
         };
-        let mut in_turn = (0..self.paths.len())
-            .map(|step| (slot.path + step) % self.paths.len())
-            .filter_map(usable);
-        let found = match self.options.policy {
-            PathPolicy::Spread | PathPolicy::First => in_turn.next(),
-            PathPolicy::Best => in_turn.min_by_key(|(_, _, namespace)| namespace.path_state()),
-            PathPolicy::Detour => in_turn.min_by_key(|(_, _, namespace)| {
-                let state = namespace.path_state();
-                (state != AnaState::NonOptimized, state)
-            }),
-        };
-        let Some((path, link, namespace)) = found else {
-            self.refused.push_back(Completion { slot: number, status: Status::NO_PATH });
-            return Ok(());
-        };
-        slot.path = path;
-        let Some(qpair) = &link.qpair else { return Err(Full) };
         let bytes = request.blocks as usize * self.geometry.block_bytes as usize;
         let (context, first) = (u64::from(number), request.first);
         let mut parts = 1;
@@ -312,19 +266,65 @@ impl NvmeTarget {
         };
         match sent {
             Ok(()) => {}
-            Err(Submit::Busy) => return Err(Full),
-            Err(Submit::Refused(errno)) => {
-                self.refused.push_back(Completion { slot: number, status: Status::Os(errno) });
-                return Ok(());
-            }
+            Err(Submit::Busy) => return Sent::Busy,
+            // The connection is gone; the next look at the path finds that.
+            Err(Submit::Refused(ENXIO)) => return Sent::NoPath,
+            Err(Submit::Refused(errno)) => return Sent::Refused(Status::Os(errno)),
         }
-        let (since, status) = (Instant::now(), NvmeStatus::SUCCESS);
-        slot.flight = Some(Flight { request, since, parts, status });
+        self.counts.retries += u64::from(flight.sent > 0);
+        flight.sent += 1;
+        (flight.path, flight.since) = (path, now);
+        (flight.parts, flight.status) = (parts, NvmeStatus::SUCCESS);
         if parts == 2 {
             self.half_sent = Some(number);
             self.send_second_half();
         }
-        Ok(())
+        Sent::Yes
+    }
+
+    /// Sends what waits for a path, and ends what has waited too long.
+    fn send_waiting(&mut self, now: Instant) {
+        for _ in 0..self.waiting.len() {
+            // Nothing may come between the halves of a fused pair.
+            if self.half_sent.is_some() {
+                return;
+            }
+            let Some(number) = self.waiting.pop_front() else { return };
+            let slot = &mut self.slots[number as usize];
+            let Some(flight) = &mut slot.flight else { continue };
+            let since = *flight.stranded.get_or_insert(now);
+            if now.saturating_duration_since(since) >= self.options.no_path_timeout {
+                let status = match flight.status {
+                    NvmeStatus::SUCCESS => Status::NO_PATH,
+                    status => status_of(status),
+                };
+                slot.flight = None;
+                self.refused.push_back(Completion { slot: number, status });
+                continue;
+            }
+            if now < flight.pause_until {
+                self.waiting.push_back(number);
+                continue;
+            }
+            match self.send(number, now) {
+                Sent::Yes => {}
+                Sent::Busy => return self.waiting.push_front(number),
+                Sent::NoPath => self.pause(number, now),
+                Sent::Refused(status) => {
+                    self.slots[number as usize].flight = None;
+                    self.refused.push_back(Completion { slot: number, status });
+                }
+            }
+        }
+    }
+
+    /// Has a command that no path takes wait; after the pause it may try all of them.
+    fn pause(&mut self, number: u32, now: Instant) {
+        if let Some(flight) = &mut self.slots[number as usize].flight {
+            flight.refused_by = 0;
+            flight.pause_until = now + PAUSE;
+            self.waiting.push_back(number);
+        }
     }
 
     /// Sends the write of a compare-and-write, which must be the very next command on
@@ -336,7 +336,7 @@ impl NvmeTarget {
             self.half_sent = None;
             return;
         };
-        let link = self.paths[slot.path].link.as_ref();
+        let link = self.paths[flight.path].link.as_ref();
         let volume = usize::from(flight.request.volume);
         let sent = link.and_then(|link| link.usable(volume)).map(|(qpair, namespace)| {
             let bytes = flight.request.blocks as usize * self.geometry.block_bytes as usize;
@@ -356,55 +356,49 @@ impl NvmeTarget {
         self.half_sent = None;
     }
 
-    fn poll_paths(&mut self) {
-        let now = Instant::now();
+    fn poll_paths(&mut self, now: Instant) {
         let serve = now >= self.serve_at;
         if serve {
-            self.serve_at = now + ADMIN_INTERVAL;
+            self.serve_at = now + SERVE_INTERVAL;
         }
-        for (index, path) in self.paths.iter_mut().enumerate() {
-            if let Some(link) = &mut path.link {
-                let lost = match &link.qpair {
-                    Some(qpair) => qpair.poll(0).is_err(),
-                    None => false,
-                };
-                let is_late = |slot: &Slot| {
-                    slot.path == index
-                        && slot.flight.as_ref().is_some_and(|flight| {
-                            now.saturating_duration_since(flight.since)
-                                > self.options.command_timeout
-                        })
-                };
-                let late = serve && self.slots.iter().any(is_late);
-                if lost || late || (serve && link.controller.poll_admin().is_err()) {
-                    tracing::warn!(path = %path.trid, late, "path lost");
-                    // What is under way on it ends as aborted when the queue pair goes. That would
-                    // be deleted by a command, and a dead controller over shared memory takes
-                    // commands as before, and answers none.
-                    link.controller.give_up();
-                    path.link = None;
-                    path.connect_at = now + RECONNECT_INTERVAL;
-                }
-            } else if self.depth > 0 && now >= path.connect_at {
-                path.connect_at = now + RECONNECT_INTERVAL;
-                let hostnqn = self.options.hostnqn.as_deref();
-                let link = Link::connect(&path.trid, hostnqn, &mut self.nsids);
-                let link = link.and_then(|mut link| {
-                    link.open_queue(&path.trid, self.depth)?;
-                    Ok(link)
-                });
-                match link {
-                    Ok(link) => {
-                        tracing::warn!(path = %path.trid, "path is back");
-                        path.link = Some(link);
-                    }
-                    Err(error) => tracing::debug!(path = %path.trid, %error, "path still lost"),
-                }
+        for index in 0..self.paths.len() {
+            let late = serve && self.is_late(index, now);
+            let path = &mut self.paths[index];
+            let why = if !path.poll() {
+                Some("its connection is gone")
+            } else if late {
+                Some("a command takes too long")
+            } else if serve {
+                path.why_lost(self.options.keep_alive, now)
+            } else {
+                None
+            };
+            if let Some(why) = why {
+                path.lose(why, now);
+                self.counts.lost += 1;
+            } else if serve && self.depth > 0 {
+                let back = path.reconnect(&self.options, &self.nsids, self.depth, now);
+                self.counts.connected_again += u64::from(back);
             }
         }
     }
 
-    fn finish_part(&mut self, context: u64, status: NvmeStatus, ended: &mut Vec<Completion>) {
+    /// Whether a command on a path takes longer than any may.
+    fn is_late(&self, path: usize, now: Instant) -> bool {
+        let limit = self.options.command_timeout;
+        self.slots.iter().filter_map(|slot| slot.flight.as_ref()).any(|flight| {
+            let under_way = flight.parts > 0 && flight.path == path;
+            under_way && now.saturating_duration_since(flight.since) > limit
+        })
+    }
+
+    fn finish_part(
+        &mut self,
+        context: u64,
+        status: NvmeStatus,
+        now: Instant,
+        ended: &mut Vec<Completion>,
+    ) {
         let number = context as u32;
         let slot = &mut self.slots[number as usize];
         let Some(flight) = &mut slot.flight else { return };
@@ -417,13 +411,18 @@ impl NvmeTarget {
         if flight.parts > 0 {
             return;
         }
-        let status = status_of(flight.status);
-        if flight.request.op == Op::Read && status == Status::Ok {
+        let (op, status) = (flight.request.op, status_of(flight.status));
+        if may_go_elsewhere(op, status) {
+            // A path that was lost may be taken again when it is back.
+            flight.refused_by |= u64::from(status.is_path_related()) << flight.path;
+            flight.stranded.get_or_insert(now);
+            flight.pause_until = now;
+            self.waiting.push_back(number);
+            return;
+        }
+        if op == Op::Read && status == Status::Ok {
             let bytes = flight.request.blocks as usize * self.geometry.block_bytes as usize;
             slot.io.copy_out(0, &mut slot.buffer[..bytes]);
-        }
-        if status.is_path_related() {
-            slot.path = (slot.path + 1) % self.paths.len();
         }
         slot.flight = None;
         ended.push(Completion { slot: number, status });
@@ -439,11 +438,11 @@ impl Target for NvmeTarget {
         let no_memory = NoMemory { count, bytes };
         for number in 0..count as usize {
             let io = DmaBuf::new(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| no_memory)?.leak();
-            let path = match self.options.policy {
+            let home = match self.options.policy {
                 PathPolicy::First => 0,
                 _ => number % self.paths.len(),
             };
-            self.slots.push(Slot { buffer: vec![0; bytes], io, path, flight: None });
+            self.slots.push(Slot { buffer: vec![0; bytes], io, home, flight: None });
         }
         // A fused pair is two commands.
         self.depth = count * 2;
@@ -474,16 +473,41 @@ impl Target for NvmeTarget {
         if self.half_sent.is_some() {
             return Err(Full);
         }
-        self.send(slot, request)
+        if usize::from(request.volume) >= self.nsids.len() {
+            let status = Status::Nvme { sct: 0, sc: 0x0b, dnr: true };
+            self.refused.push_back(Completion { slot, status });
+            return Ok(());
+        }
+        let now = Instant::now();
+        self.slots[slot as usize].flight = Some(Flight::new(request, now));
+        match self.send(slot, now) {
+            Sent::Yes => {}
+            Sent::Busy => {
+                self.slots[slot as usize].flight = None;
+                return Err(Full);
+            }
+            Sent::NoPath => self.pause(slot, now),
+            Sent::Refused(status) => {
+                self.slots[slot as usize].flight = None;
+                self.refused.push_back(Completion { slot, status });
+            }
+        }
+        Ok(())
     }
 
     fn poll(&mut self, ended: &mut Vec<Completion>) {
-        self.poll_paths();
+        let now = Instant::now();
+        self.poll_paths(now);
         self.send_second_half();
         while let Some(done) = self.queues.pop_done() {
-            self.finish_part(done.ctx, done.status, ended);
+            self.finish_part(done.ctx, done.status, now, ended);
         }
+        self.send_waiting(now);
         ended.extend(self.refused.drain(..));
+    }
+
+    fn path_counts(&self) -> PathCounts {
+        self.counts
     }
 
     fn supports(&self, op: Op) -> bool {
@@ -497,51 +521,18 @@ impl Target for NvmeTarget {
     }
 }
 
-impl Link {
-    /// Connects; with no `nsids` yet, takes all active ones.
-    fn connect(
-        trid: &Trid,
-        hostnqn: Option<&str>,
-        nsids: &mut Vec<u32>,
-    ) -> Result<Self, NvmeTargetError> {
-        let address = match &trid.transport {
-            Transport::Tcp(address) => Address::Tcp(*address),
-            Transport::VfioUser(dir) => Address::VfioUser(dir.clone()),
-            Transport::Pcie(address) => Address::Pcie(address.clone()),
-        };
-        let path = || trid.to_string();
-        let controller = Controller::connect(&address, trid.subnqn.as_deref(), hostnqn)
-            .map_err(|error| NvmeTargetError::Connect { path: path(), error })?;
-        if nsids.is_empty() {
-            *nsids = controller.namespaces().iter().map(|namespace| namespace.nsid).collect();
-        }
-        if nsids.is_empty() {
-            return Err(NvmeTargetError::Empty { path: path() });
-        }
-        let namespaces = nsids.iter().map(|&nsid| controller.namespace(nsid)).collect();
-        Ok(Self { qpair: None, namespaces, controller })
-    }
-
-    /// What a command to `volume` needs; `None` where this path cannot take it.
-    fn usable(&self, volume: usize) -> Option<(&QueuePair, &Namespace)> {
-        Some((self.qpair.as_ref()?, self.namespaces[volume].as_ref()?))
-    }
-
-    /// Makes the queue pair, as deep as the controller allows up to `depth`; what does
-    /// not fit waits in SPDK's queue.
-    fn open_queue(&mut self, trid: &Trid, depth: u32) -> Result<(), NvmeTargetError> {
-        let mut depth = depth.min(QUEUE_DEPTH_MAX);
-        loop {
-            match self.controller.queue_pair(depth) {
-                Ok(qpair) => {
-                    self.qpair = Some(qpair);
-                    return Ok(());
-                }
-                Err(_) if depth > QUEUE_DEPTH_MIN => depth /= 2,
-                Err(error) => {
-                    return Err(NvmeTargetError::Connect { path: trid.to_string(), error });
-                }
-            }
+impl Flight {
+    fn new(request: Request, now: Instant) -> Self {
+        Self {
+            request,
+            path: 0,
+            since: now,
+            parts: 0,
+            status: NvmeStatus::SUCCESS,
+            refused_by: 0,
+            stranded: None,
+            pause_until: now,
+            sent: 0,
         }
     }
 }
