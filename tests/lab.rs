@@ -60,8 +60,22 @@ fn volumes_at_a_storage_server_that_fences_its_namespaces() {
 
 #[test]
 fn both_sites_agree_in_an_etcd_of_their_own() {
-    let report = passes("--seconds 4 --store etcd --base array --primary 2 --secondary 1");
-    assert!(report["warnings"].as_array().is_some());
+    let shape = "--store etcd --base array --primary 2 --secondary 1";
+    let report = passes(&format!("--seconds 4 {shape} --stop-store primary@2s:1s"));
+    assert_eq!(report["stalls"]["stop-store"]["faults"], 1, "{}", report["stalls"]);
+    assert_eq!(report["pauses"][0]["movers"][0], "etcd-here");
+}
+
+/// Its path is given up when a Keep Alive is not answered, and it is connected again; no host sees an error.
+#[test]
+fn a_primary_mover_that_stands_still_for_a_while() {
+    let shape = "--store etcd --base array --transport tcp --rate 2000";
+    let report = passes(&format!("--seconds 4 {shape} --pause p2@1s:5s"));
+    let paths = &report["paths"];
+    assert!(paths["lost"].as_u64() > Some(0), "{paths}");
+    assert!(paths["connected_again"].as_u64() > Some(0), "{paths}");
+    assert_eq!(report["pauses"][0]["kind"], "pause");
+    assert!(report["pauses"][0]["longest_stall_ms"].as_f64() > Some(0.0));
 }
 
 #[test]

@@ -26,6 +26,8 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 const CALL_MAX: Duration = Duration::from_secs(15);
 /// How often a wait looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// With this code a mover ends that the others have excluded, to be started again.
+const EXCLUDED: i32 = 4;
 
 /// A lab's files, namespaces and processes. Dropping it ends the processes and removes namespaces
 /// and hugepage files; the directory stays unless [`Cluster::remove_directory`] was called.
@@ -35,6 +37,8 @@ pub struct Cluster {
     pub(super) site: Site,
     setlined: PathBuf,
     pub(super) processes: BTreeMap<String, Process>,
+    /// How often a mover ended because it was excluded, and was started again.
+    exclusions: u64,
     released: bool,
     directory_goes: bool,
 }
@@ -85,6 +89,7 @@ impl Cluster {
             site,
             setlined,
             processes: BTreeMap::new(),
+            exclusions: 0,
             released: false,
             // Until it is whole there is nothing in it to look at.
             directory_goes: fresh,
@@ -229,12 +234,59 @@ impl Cluster {
         self.status(name).is_ok_and(|status| status.ready)
     }
 
-    /// Fails if a mover has ended that should run.
+    /// Whether the primary site is whole: its movers are all ready, and all of them see all of them as
+    /// members and sets on their way.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let names = self.names(Role::Primary);
+        names.iter().all(|name| {
+            self.status(name).is_ok_and(|status| {
+                let record = status.cluster.record.as_ref();
+                let has_all =
+                    record.is_some_and(|record| names.iter().all(|n| record.members.contains(n)));
+                let consistent =
+                    status.groups.iter().all(|group| group.state == GroupState::Consistent);
+                status.ready && has_all && consistent
+            })
+        })
+    }
+
+    /// Whether every mover hears its site's store.
+    #[must_use]
+    pub fn has_stores(&self) -> bool {
+        let mut movers = self.site.movers.iter();
+        movers.all(|mover| self.status(&mover.name).is_ok_and(|status| status.cluster.available))
+    }
+
+    /// Fails if a mover has ended that should run. One that ended because the others excluded it is
+    /// started again.
     ///
     /// # Errors
-    /// [`LabError::Ended`].
+    /// [`LabError::Ended`], or a program that cannot be started.
     pub fn check_running(&mut self) -> Result<(), LabError> {
+        let movers: Vec<String> = self.site.movers.iter().map(|mover| mover.name.clone()).collect();
+        for name in movers {
+            let ended = self.processes.get_mut(&name).and_then(Process::ended);
+            if ended.and_then(|status| status.code()) == Some(EXCLUDED) {
+                self.exclusions += 1;
+                self.processes.remove(&name);
+                self.start(&name)?;
+            }
+        }
         self.processes.values_mut().try_for_each(Process::check)
+    }
+
+    /// How often a mover ended because the others had excluded it, and was started again.
+    #[must_use]
+    pub fn exclusions(&self) -> u64 {
+        self.exclusions
+    }
+
+    /// Sends a signal to a mover or a service.
+    pub fn signal(&mut self, name: &str, signal: rustix::process::Signal) {
+        if let Some(process) = self.processes.get_mut(name) {
+            process.signal(signal);
+        }
     }
 
     /// Kills a mover (-9). It counts as one that should not run.

@@ -1,9 +1,14 @@
-//! When which mover is killed.
+//! What is done to a lab while it runs, and when: movers killed, movers and stores stopped for a while.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::options::{Base, RunOptions, Shape, Store, Transport};
+use super::plan::copies;
 use crate::cli::parse_duration;
 
 /// Who is to be killed, and when.
@@ -15,8 +20,21 @@ pub struct KillSpec {
     pub at: Duration,
 }
 
+/// Who is to be stopped, when, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopSpec {
+    /// A mover's name, or a site's word.
+    pub who: String,
+    /// Time from the start of writing.
+    pub at: Duration,
+    /// How long.
+    pub length: Duration,
+}
+
 /// The word for all movers of the secondary site.
 pub const ALL_SECONDARY: &str = "all-secondary";
+/// The sites' words, and the services that keep their stores.
+const STORES: [(&str, &str); 2] = [("primary", "etcd-here"), ("secondary", "etcd-there")];
 
 impl FromStr for KillSpec {
     type Err = String;
@@ -31,28 +49,90 @@ impl FromStr for KillSpec {
     }
 }
 
+impl FromStr for StopSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = || format!("{text:?}; allowed: WHO@TIME:LENGTH, like p2@3s:10s");
+        let (who, span) = text.split_once('@').ok_or_else(allowed)?;
+        let (at, length) = span.split_once(':').ok_or_else(allowed)?;
+        let span = |text: &str| parse_duration(text).map_err(|_| allowed());
+        if who.is_empty() {
+            return Err(allowed());
+        }
+        Ok(Self { who: who.to_owned(), at: span(at)?, length: span(length)? })
+    }
+}
+
 impl fmt::Display for KillSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}ms", self.who, self.at.as_millis())
     }
 }
 
-/// One kill of the plan: these movers at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kill {
-    /// Time from the start of writing.
-    pub at: Duration,
-    /// The movers' names.
-    pub movers: Vec<String>,
+impl fmt::Display for StopSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}ms:{}ms", self.who, self.at.as_millis(), self.length.as_millis())
+    }
 }
 
-/// Why kills cannot be planned.
+/// Whom random kills hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KillOf {
+    /// Secondary movers, one or all of them.
+    Secondary,
+    /// Primary movers, one at a time.
+    Primary,
+    /// Either.
+    Any,
+}
+
+/// Kinds of what is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A primary mover killed (-9), and started again.
+    KillPrimary,
+    /// Secondary movers killed (-9), and started again.
+    KillSecondary,
+    /// A primary mover stopped (SIGSTOP), and continued.
+    Pause,
+    /// A site's cluster store stopped (SIGSTOP), and continued.
+    StopStore,
+}
+
+impl Kind {
+    /// In words.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::KillPrimary => "primary mover killed",
+            Self::KillSecondary => "secondary movers killed",
+            Self::Pause => "primary mover paused",
+            Self::StopStore => "store stopped",
+        }
+    }
+}
+
+/// One fault of the plan. The next one waits until the lab has got over it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Time from the start of writing.
+    pub at: Duration,
+    /// What is done.
+    pub kind: Kind,
+    /// To these processes, at once.
+    pub who: Vec<String>,
+    /// How long they are stopped, or down.
+    pub length: Duration,
+}
+
+/// Why faults cannot be planned.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum KillError {
-    /// Only secondary movers are restarted by a lab of this version: the primaries keep what is
-    /// not confirmed in memory, and failing over is not theirs yet.
-    #[error("--kill {spec}: {who:?} is no mover of the secondary site; allowed: {allowed}")]
-    NotSecondary {
+pub enum FaultError {
+    /// There is nobody of that name whom this could be done to.
+    #[error("{spec}: {who:?} is not there; allowed: {allowed}")]
+    Unknown {
         /// What was asked for.
         spec: String,
         /// The name in it.
@@ -60,8 +140,38 @@ pub enum KillError {
         /// What is allowed.
         allowed: String,
     },
+    /// Nobody would take the volumes over.
+    #[error(
+        "{spec}: hosts lose a primary mover's volumes unless others may take them over; use --store etcd --base array"
+    )]
+    NoTakeover {
+        /// What was asked for.
+        spec: String,
+    },
+    /// Acknowledged updates would be lost.
+    #[error(
+        "{spec}: with one copy of each update its mover's end loses some; use --copies 2 or more"
+    )]
+    OneCopy {
+        /// What was asked for.
+        spec: String,
+    },
+    /// The client could not give a stopped mover's path up.
+    #[error(
+        "{spec}: over vfio-user a host cannot tell a stopped mover from a slow one; use --transport tcp"
+    )]
+    SharedMemory {
+        /// What was asked for.
+        spec: String,
+    },
+    /// There is no store that is a process.
+    #[error("{spec}: use --store etcd")]
+    NoStore {
+        /// What was asked for.
+        spec: String,
+    },
     /// It would happen after the end.
-    #[error("--kill {spec}: writing ends after {seconds} s")]
+    #[error("{spec}: writing ends after {seconds} s")]
     TooLate {
         /// What was asked for.
         spec: String,
@@ -90,93 +200,202 @@ impl Random {
     }
 }
 
-/// The kills in order of time: those that were asked for, and `random` more, of one mover or of
-/// all, drawn from `seed` between a tenth and nine tenths of the run.
+/// The movers of a lab, by site.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// Of the primary site.
+    pub primary: Vec<String>,
+    /// Of the secondary site.
+    pub secondary: Vec<String>,
+}
+
+/// The faults in order of time: those that were asked for, and random kills drawn from `seed` between
+/// a tenth and nine tenths of the run. At most one primary mover is killed or paused at a time, which
+/// is fewer than hold each update.
 ///
 /// # Errors
-/// [`KillError`].
-pub fn plan(
-    asked: &[KillSpec],
-    random: u16,
-    seed: u64,
-    secondaries: &[String],
-    seconds: f64,
-) -> Result<Vec<Kill>, KillError> {
-    let mut kills = Vec::new();
-    for spec in asked {
-        let movers = if spec.who == ALL_SECONDARY {
-            secondaries.to_vec()
-        } else if secondaries.contains(&spec.who) {
-            vec![spec.who.clone()]
+/// [`FaultError`].
+pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>, FaultError> {
+    let (shape, down) = (&options.shape, options.down);
+    let mut faults = Vec::new();
+    for spec in &options.kill {
+        let text = format!("--kill {spec}");
+        let (kind, who) = if spec.who == ALL_SECONDARY {
+            (Kind::KillSecondary, names.secondary.clone())
+        } else if names.secondary.contains(&spec.who) {
+            (Kind::KillSecondary, vec![spec.who.clone()])
         } else {
-            let allowed = format!("{}, {ALL_SECONDARY}", secondaries.join(", "));
-            return Err(KillError::NotSecondary {
-                spec: spec.to_string(),
-                who: spec.who.clone(),
-                allowed,
-            });
+            survivable(
+                shape,
+                names,
+                &spec.who,
+                &text,
+                &[&names.secondary.join(", "), ALL_SECONDARY],
+            )?;
+            (Kind::KillPrimary, vec![spec.who.clone()])
         };
-        if spec.at.as_secs_f64() >= seconds {
-            return Err(KillError::TooLate { spec: spec.to_string(), seconds });
+        in_time(spec.at, options.seconds, &text)?;
+        faults.push(Fault { at: spec.at, kind, who, length: down });
+    }
+    for spec in &options.pause {
+        let text = format!("--pause {spec}");
+        survivable(shape, names, &spec.who, &text, &[])?;
+        if shape.transport != Transport::Tcp {
+            return Err(FaultError::SharedMemory { spec: text });
         }
-        kills.push(Kill { at: spec.at, movers });
+        in_time(spec.at, options.seconds, &text)?;
+        let who = vec![spec.who.clone()];
+        faults.push(Fault { at: spec.at, kind: Kind::Pause, who, length: spec.length });
+    }
+    for spec in &options.stop_store {
+        let text = format!("--stop-store {spec}");
+        let Some((_, service)) = STORES.iter().find(|(site, _)| *site == spec.who) else {
+            let allowed = STORES.map(|(site, _)| site).join(", ");
+            return Err(FaultError::Unknown { spec: text, who: spec.who.clone(), allowed });
+        };
+        if shape.store != Store::Etcd {
+            return Err(FaultError::NoStore { spec: text });
+        }
+        in_time(spec.at, options.seconds, &text)?;
+        let who = vec![(*service).to_owned()];
+        faults.push(Fault { at: spec.at, kind: Kind::StopStore, who, length: spec.length });
     }
     let mut draws = Random(seed);
-    let (from_us, span_us) = ((seconds * 1e5) as u64, (seconds * 8e5) as u64);
-    for _ in 0..random {
-        let at = Duration::from_micros(from_us + draws.below(span_us.max(1)));
+    let mut pool: Vec<(Kind, Vec<String>)> = Vec::new();
+    if options.kill_of != KillOf::Primary {
         // One of them, or all together: as likely as each single one.
-        let who = draws.below(secondaries.len() as u64 + 1) as usize;
-        let movers =
-            secondaries.get(who).map_or_else(|| secondaries.to_vec(), |one| vec![one.clone()]);
-        kills.push(Kill { at, movers });
+        let each = names.secondary.iter().map(|name| vec![name.clone()]);
+        let groups = each.chain([names.secondary.clone()]);
+        pool.extend(groups.map(|who| (Kind::KillSecondary, who)));
     }
-    kills.sort_by_key(|kill| kill.at);
-    Ok(kills)
+    if options.kill_of != KillOf::Secondary {
+        for name in &names.primary {
+            if options.kill_random > 0 {
+                survivable(shape, names, name, "--kill-of", &[])?;
+            }
+            pool.push((Kind::KillPrimary, vec![name.clone()]));
+        }
+    }
+    let (from_us, span_us) = ((options.seconds * 1e5) as u64, (options.seconds * 8e5) as u64);
+    for _ in 0..options.kill_random {
+        let at = Duration::from_micros(from_us + draws.below(span_us.max(1)));
+        let (kind, who) = pool[draws.below(pool.len() as u64) as usize].clone();
+        faults.push(Fault { at, kind, who, length: down });
+    }
+    faults.sort_by_key(|fault| fault.at);
+    Ok(faults)
+}
+
+/// Whether hosts and acknowledged updates survive the end of primary mover `who`.
+fn survivable(
+    shape: &Shape,
+    names: &Names,
+    who: &str,
+    spec: &str,
+    others: &[&str],
+) -> Result<(), FaultError> {
+    let spec = spec.to_owned();
+    if !names.primary.iter().any(|name| name == who) {
+        let allowed = [&[names.primary.join(", ").as_str()], others].concat().join(", ");
+        return Err(FaultError::Unknown { spec, who: who.to_owned(), allowed });
+    }
+    if shape.store != Store::Etcd || shape.base != Base::Array {
+        return Err(FaultError::NoTakeover { spec });
+    }
+    if copies(shape) < 2 { Err(FaultError::OneCopy { spec }) } else { Ok(()) }
+}
+
+fn in_time(at: Duration, seconds: f64, spec: &str) -> Result<(), FaultError> {
+    if at.as_secs_f64() < seconds {
+        return Ok(());
+    }
+    Err(FaultError::TooLate { spec: spec.to_owned(), seconds })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
-    fn secondaries() -> Vec<String> {
-        vec!["s1".to_owned(), "s2".to_owned()]
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunOptions,
     }
 
-    fn spec(text: &str) -> KillSpec {
-        text.parse().unwrap()
+    const TAKEOVER: &str = "--store etcd --base array";
+
+    fn names() -> Names {
+        let named = |names: [&str; 2]| names.map(str::to_owned).to_vec();
+        Names { primary: named(["p1", "p2"]), secondary: named(["s1", "s2"]) }
     }
 
-    #[test]
-    fn kills_are_put_in_order() {
-        let asked = [spec("s2@3s"), spec("all-secondary@1500ms")];
-        let kills = plan(&asked, 0, 0, &secondaries(), 10.0).unwrap();
-        let all = Kill { at: Duration::from_millis(1500), movers: secondaries() };
-        let one = Kill { at: Duration::from_secs(3), movers: vec!["s2".to_owned()] };
-        assert_eq!(kills, [all, one]);
-    }
-
-    #[test]
-    fn random_kills_come_from_the_seed_and_hit_each_and_all() {
-        let first = plan(&[], 50, 7, &secondaries(), 10.0).unwrap();
-        assert_eq!(first, plan(&[], 50, 7, &secondaries(), 10.0).unwrap());
-        assert_ne!(first, plan(&[], 50, 8, &secondaries(), 10.0).unwrap());
-        assert!(first.iter().all(|kill| (1.0..9.0).contains(&kill.at.as_secs_f64())));
-        for movers in [vec!["s1".to_owned()], vec!["s2".to_owned()], secondaries()] {
-            assert!(first.iter().any(|kill| kill.movers == movers), "{movers:?}");
-        }
+    fn planned(arguments: &str, seed: u64) -> Result<Vec<Fault>, String> {
+        let arguments = std::iter::once("lab").chain(arguments.split_whitespace());
+        plan(&Cli::try_parse_from(arguments).map_err(|e| e.to_string())?.run, seed, &names())
+            .map_err(|error| error.to_string())
     }
 
     #[test]
-    fn primaries_and_times_behind_the_end_are_refused() {
-        let error = plan(&[spec("p1@1s")], 0, 0, &secondaries(), 10.0).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "--kill p1@1000ms: \"p1\" is no mover of the secondary site; allowed: s1, s2, \
-             all-secondary"
+    fn faults_are_put_in_order() {
+        let asked = format!(
+            "{TAKEOVER} --transport tcp --kill s2@3s --kill all-secondary@1500ms --kill p2@2s \
+             --pause p1@4s:2s --stop-store secondary@1s:5s --down 1s"
         );
-        assert!(plan(&[spec("s1@10s")], 0, 0, &secondaries(), 10.0).is_err());
-        assert!("s1".parse::<KillSpec>().is_err());
-        assert!("s1@3".parse::<KillSpec>().is_err());
+        let fault = |at, kind, who: &[&str], length| Fault {
+            at: Duration::from_millis(at),
+            kind,
+            who: who.iter().map(|name| (*name).to_owned()).collect(),
+            length: Duration::from_secs(length),
+        };
+        let expected = [
+            fault(1000, Kind::StopStore, &["etcd-there"], 5),
+            fault(1500, Kind::KillSecondary, &["s1", "s2"], 1),
+            fault(2000, Kind::KillPrimary, &["p2"], 1),
+            fault(3000, Kind::KillSecondary, &["s2"], 1),
+            fault(4000, Kind::Pause, &["p1"], 2),
+        ];
+        assert_eq!(planned(&asked, 0).unwrap(), expected);
+    }
+
+    #[test]
+    fn random_kills_come_from_the_seed_and_hit_whom_they_may() {
+        let whom = |arguments: &str| {
+            let arguments = format!("{TAKEOVER} --kill-random 60 {arguments}");
+            let first = planned(&arguments, 7).unwrap();
+            assert_eq!(first, planned(&arguments, 7).unwrap());
+            assert_ne!(first, planned(&arguments, 8).unwrap());
+            assert!(first.iter().all(|kill| (1.0..9.0).contains(&kill.at.as_secs_f64())));
+            let mut hit: Vec<String> = first.iter().map(|kill| kill.who.join("+")).collect();
+            hit.sort();
+            hit.dedup();
+            hit.join(" ")
+        };
+        assert_eq!(whom(""), "s1 s1+s2 s2");
+        assert_eq!(whom("--kill-of primary"), "p1 p2");
+        assert_eq!(whom("--kill-of any"), "p1 p2 s1 s1+s2 s2");
+    }
+
+    #[test]
+    fn what_cannot_be_survived_or_done_is_refused_and_says_what_to_use() {
+        let refused = |arguments: &str| planned(arguments, 0).unwrap_err();
+        assert!(refused("--kill p1@1s").contains("use --store etcd --base array"));
+        assert!(refused("--kill-random 1 --kill-of any").contains("--store etcd"));
+        assert!(
+            refused("--store etcd --base array --copies 1 --kill p1@1s").contains("--copies 2")
+        );
+        assert_eq!(
+            refused("--kill p7@1s"),
+            "--kill p7@1000ms: \"p7\" is not there; allowed: p1, p2, s1, s2, all-secondary"
+        );
+        let pause = format!("{TAKEOVER} --pause p1@1s:1s");
+        assert!(refused(&pause).contains("use --transport tcp"));
+        assert!(refused(&pause.replace("p1", "s1")).contains("allowed: p1, p2"));
+        assert!(refused("--stop-store primary@1s:1s").contains("use --store etcd"));
+        assert!(refused("--store etcd --stop-store s1@1s:1s").contains("primary, secondary"));
+        assert!(refused("--kill s1@10s").contains("writing ends after 10 s"));
+        for nonsense in ["--kill s1", "--kill s1@3", "--pause p1@3s", "--stop-store @1s:1s"] {
+            assert!(refused(nonsense).contains("allowed:"), "{nonsense}");
+        }
     }
 }

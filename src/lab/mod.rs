@@ -10,6 +10,7 @@ pub mod array;
 pub mod cluster;
 pub mod etcd;
 pub mod faults;
+mod inject;
 pub mod interrupt;
 pub mod machine;
 pub mod netns;
@@ -21,6 +22,7 @@ pub mod report;
 pub mod run;
 pub mod service;
 pub mod site;
+pub mod stalls;
 pub mod standing;
 pub mod verdict;
 pub mod watch;
@@ -39,9 +41,9 @@ pub enum LabError {
     /// The options make no lab.
     #[error(transparent)]
     Plan(#[from] plan::PlanError),
-    /// The kills cannot be.
+    /// The kills, or other faults, cannot be.
     #[error(transparent)]
-    Kill(#[from] faults::KillError),
+    Fault(#[from] faults::FaultError),
     /// There is no such lab, or its record cannot be used.
     #[error(transparent)]
     Site(#[from] site::SiteError),
@@ -197,7 +199,7 @@ impl LabError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Plan(plan::PlanError::Config(_)) => ExitCode::Config,
-            Self::Plan(_) | Self::Kill(_) | Self::Site(_) => ExitCode::Usage,
+            Self::Plan(_) | Self::Fault(_) | Self::Site(_) => ExitCode::Usage,
             Self::NotEmpty { .. } | Self::Kept { .. } => ExitCode::Refused,
             Self::InLab { error, .. } => error.exit_code(),
             Self::NotReady { .. } | Self::Late { .. } => ExitCode::Timeout,

@@ -1,12 +1,13 @@
 //! The command line of `setline lab`.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use super::faults::KillSpec;
+use super::faults::{KillOf, KillSpec, StopSpec};
 use crate::cli::parse_duration;
 
 /// `setline lab`.
@@ -107,13 +108,26 @@ pub struct RunOptions {
     /// Which of the movers' paths to a volume the client's commands take.
     #[arg(long, value_enum, default_value_t = Paths::Best)]
     pub paths: Paths,
-    /// Kills a secondary mover (-9) and starts it again: NAME@TIME or all-secondary@TIME.
+    /// Kills a mover (-9) and starts it again: NAME@TIME or all-secondary@TIME. Primary movers with
+    /// --store etcd --base array.
     #[arg(long, value_name = "MOVER@TIME")]
     #[serde(serialize_with = "as_text")]
     pub kill: Vec<KillSpec>,
-    /// Kills secondary movers at so many random moments.
+    /// Kills movers at so many random moments.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub kill_random: u16,
+    /// Whom random kills hit.
+    #[arg(long, value_enum, default_value_t = KillOf::Secondary)]
+    pub kill_of: KillOf,
+    /// Stops a primary mover (SIGSTOP) for a while: NAME@TIME:LENGTH. With --store etcd --base array
+    /// --transport tcp.
+    #[arg(long, value_name = "MOVER@TIME:LENGTH")]
+    #[serde(serialize_with = "as_text")]
+    pub pause: Vec<StopSpec>,
+    /// Stops the etcd of a site (SIGSTOP) for a while: primary@TIME:LENGTH or secondary@TIME:LENGTH.
+    #[arg(long, value_name = "SITE@TIME:LENGTH")]
+    #[serde(serialize_with = "as_text")]
+    pub stop_store: Vec<StopSpec>,
     /// How long a killed mover stays down.
     #[arg(long, default_value = "500ms", value_parser = parse_duration)]
     #[serde(serialize_with = "as_ms", rename = "down_ms")]
@@ -264,6 +278,9 @@ fn as_ms<S: serde::Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, 
     serializer.serialize_u64(span.as_millis() as u64)
 }
 
-fn as_text<S: serde::Serializer>(kills: &[KillSpec], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(kills.iter().map(KillSpec::to_string))
+fn as_text<T: Display, S: serde::Serializer>(
+    specs: &[T],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(specs.iter().map(T::to_string))
 }

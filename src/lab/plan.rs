@@ -129,12 +129,18 @@ pub enum PlanError {
     Render(#[from] toml::ser::Error),
 }
 
+/// Primary movers that hold an update before it is acknowledged.
+#[must_use]
+pub fn copies(shape: &Shape) -> u8 {
+    shape.copies.unwrap_or(if shape.primary > 1 { 2 } else { 1 })
+}
+
 /// Plans a lab of `shape` in `directory`.
 ///
 /// # Errors
 /// [`PlanError`]: every configuration made is read back and judged like one written by hand.
 pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, PlanError> {
-    let copies = shape.copies.unwrap_or(if shape.primary > 1 { 2 } else { 1 });
+    let copies = copies(shape);
     if u16::from(copies) > shape.primary {
         return Err(PlanError::Copies { copies, primary: shape.primary });
     }

@@ -1,14 +1,17 @@
 //! What a lab found, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::LabError;
+use super::faults::Kind;
 use super::options::RunOptions;
+use super::stalls::{self, Stalls};
 use super::verdict::{CheckResult, Equality};
 use super::watch::Sample;
-use super::writer::Outcome;
+use super::writer::{Outcome, Paths};
 use crate::cli::{Printer, bytes, duration_ns};
 use crate::control::model::Summary;
 
@@ -62,7 +65,15 @@ pub struct Report {
     /// What all random choices came from.
     pub seed: u64,
     /// Movers that were killed.
-    pub kills: Vec<KillResult>,
+    pub kills: Vec<FaultResult>,
+    /// Movers and stores that were stopped for a while.
+    pub pauses: Vec<FaultResult>,
+    /// How long hosts stood still after each kind of fault.
+    pub stalls: BTreeMap<Kind, Stalls>,
+    /// How often a mover ended because the others had excluded it, and was started again.
+    pub exclusions: u64,
+    /// Paths that the client lost, and commands that it sent again without an error.
+    pub paths: Paths,
     /// Every check of the secondary's images.
     pub checks: Vec<CheckResult>,
     /// The recovery point over time.
@@ -93,15 +104,19 @@ impl Spread {
     }
 }
 
-/// A kill and what came of it.
+/// What was done to the lab, and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct KillResult {
+pub struct FaultResult {
+    /// What.
+    pub kind: Kind,
     /// When, from the start of writing.
     pub at_ms: u64,
-    /// Who.
+    /// To whom.
     pub movers: Vec<String>,
-    /// From the kill until all were ready again.
+    /// From then until the lab had got over it.
     pub ready_after_ms: u64,
+    /// The longest time that a write took that was under way then, or issued within 5 s.
+    pub longest_stall_ms: f64,
 }
 
 /// What a report is made from.
@@ -119,8 +134,10 @@ pub struct Findings {
     pub equality: Equality,
     /// All checks.
     pub checks: Vec<CheckResult>,
-    /// All kills.
-    pub kills: Vec<KillResult>,
+    /// All that was done to the lab.
+    pub faults: Vec<FaultResult>,
+    /// Movers that were excluded and started again.
+    pub exclusions: u64,
     /// Sets closed.
     pub sets_formed: u64,
     /// Sets applied.
@@ -182,6 +199,7 @@ impl Report {
                 max: outcome.write_latency_ns.max as f64 / 1e3,
             },
             host_errors: outcome.host_errors,
+            paths: outcome.paths,
             bytes_replicated: findings.bytes_replicated,
             acked_bytes: outcome.bytes,
             writes_per_s: outcome.writes_per_s,
@@ -191,7 +209,10 @@ impl Report {
             seed: findings.seed,
             samples: thin(&findings.samples, SAMPLES_MAX),
             parameters: findings.options,
-            kills: findings.kills,
+            stalls: stalls::by_kind(&findings.faults),
+            kills: of_kind(&findings.faults, &[Kind::KillPrimary, Kind::KillSecondary]),
+            pauses: of_kind(&findings.faults, &[Kind::Pause, Kind::StopStore]),
+            exclusions: findings.exclusions,
             checks: findings.checks,
             warnings: findings.warnings,
             directory: None,
@@ -250,7 +271,6 @@ impl Report {
             (false, _) => format!("NO, {} blocks differ", self.equality.differing_blocks),
         };
         let good = self.checks.len() as u64 - self.cut_violations;
-        let killed: usize = self.kills.iter().map(|kill| kill.movers.len()).sum();
         let mut rows = vec![
             row(
                 "lab",
@@ -283,16 +303,24 @@ impl Report {
             row("hold at boundaries", spread(&self.boundary_hold_us, 1.0)),
             row("write latency", spread(&self.write_latency_us, 1.0)),
         ];
-        if killed > 0 {
-            let slowest = self.kills.iter().map(|kill| kill.ready_after_ms).max().unwrap_or(0);
-            let slowest = duration_ns(slowest * 1_000_000);
-            rows.push(row(
-                "killed",
-                format!(
-                    "{killed} movers in {} kills, ready again after {slowest} at most",
-                    self.kills.len()
-                ),
-            ));
+        let Paths { lost, connected_again, retries } = self.paths;
+        if lost + retries > 0 {
+            let value = format!(
+                "{lost} lost, {connected_again} connected again, {retries} commands sent again"
+            );
+            rows.push(row("paths", value));
+        }
+        for (kind, stalls) in &self.stalls {
+            let again = duration_ns(stalls.ready_after_ms_max * 1_000_000);
+            let longest = spread(&stalls.longest_stall_ms, 1e3);
+            let value = format!(
+                "{}×, whole again after {again} at most\nlongest write: {longest}",
+                stalls.faults
+            );
+            rows.push(row(kind.name(), value));
+        }
+        if self.exclusions > 0 {
+            rows.push(row("excluded, started again", self.exclusions.to_string()));
         }
         rows
     }
@@ -305,6 +333,11 @@ impl Report {
         let kills: Vec<u64> = self.kills.iter().map(|kill| kill.at_ms).collect();
         super::plot::svg(&self.samples, &kills, file)
     }
+}
+
+/// The faults of some kinds.
+fn of_kind(faults: &[FaultResult], kinds: &[Kind]) -> Vec<FaultResult> {
+    faults.iter().filter(|fault| kinds.contains(&fault.kind)).cloned().collect()
 }
 
 /// At most `max` samples: of each stretch the one with the oldest recovery point, so that no peak
@@ -347,11 +380,13 @@ pub(super) mod tests {
                 unfinished_writes: 0,
                 stale_reads: 0,
                 corrupt_reads: 0,
+                paths: Paths { lost: 1, connected_again: 1, retries: 9 },
             },
             lost: 0,
             equality: Equality { equal: true, by: "bytes", differing_blocks: 0 },
             checks: vec![],
-            kills: vec![],
+            faults: vec![],
+            exclusions: 0,
             sets_formed: 100,
             sets_applied: 100,
             bytes_replicated: 5_000_000,
@@ -415,6 +450,10 @@ pub(super) mod tests {
             "host_errors",
             "bytes_replicated",
             "kills",
+            "pauses",
+            "stalls",
+            "exclusions",
+            "paths",
             "checks",
         ] {
             assert!(json.get(field).is_some(), "{field}");

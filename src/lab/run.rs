@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::cluster::Cluster;
-use super::faults::{self, Kill};
+use super::faults::{self, Fault, Names};
+use super::inject::Done;
 use super::interrupt::Interrupt;
 use super::options::RunOptions;
-use super::report::{Findings, KillResult, Report};
+use super::report::{FaultResult, Findings, Report};
+use super::stalls;
 use super::verdict::{self, CheckResult, Equality};
 use super::watch::{self, Watch};
 use super::writer::{self, Outcome, Writer};
@@ -41,7 +43,7 @@ pub fn run(options: &RunOptions, out: &mut Printer) -> Result<bool, LabError> {
     let mut report = match result {
         Ok(report) => report,
         // Nothing in it tells anything.
-        Err(error @ (LabError::Interrupted | LabError::Kill(_))) => {
+        Err(error @ (LabError::Interrupted | LabError::Fault(_))) => {
             cluster.remove_directory();
             return Err(error);
         }
@@ -79,9 +81,8 @@ fn drive(
     seed: u64,
     interrupt: &Interrupt,
 ) -> Result<Report, LabError> {
-    let secondaries = cluster.names(Role::Secondary);
-    let kills =
-        faults::plan(&options.kill, options.kill_random, seed, &secondaries, options.seconds)?;
+    let (primary, secondary) = (cluster.names(Role::Primary), cluster.names(Role::Secondary));
+    let faults = faults::plan(options, seed, &Names { primary, secondary })?;
     let bar = bar();
     cluster.start_all(interrupt, &bar)?;
     let statuses: Result<Vec<_>, _> =
@@ -95,8 +96,8 @@ fn drive(
         interrupt,
         bar: &bar,
         watch: Watch::start(Instant::now()),
-        kills: kills.into(),
-        killed: Vec::new(),
+        faults: faults.into(),
+        done: Vec::new(),
         checks: Vec::new(),
     };
     run.write(&mut writer)?;
@@ -124,20 +125,20 @@ fn begin(writer: &mut Writer, interrupt: &Interrupt, bar: &ProgressBar) -> Resul
 }
 
 /// A lab under way.
-struct Run<'a> {
-    cluster: &'a mut Cluster,
+pub(super) struct Run<'a> {
+    pub(super) cluster: &'a mut Cluster,
     options: &'a RunOptions,
     interrupt: &'a Interrupt,
     bar: &'a ProgressBar,
-    watch: Watch,
-    kills: VecDeque<Kill>,
-    killed: Vec<KillResult>,
+    pub(super) watch: Watch,
+    faults: VecDeque<Fault>,
+    done: Vec<Done>,
     checks: Vec<CheckResult>,
 }
 
 impl Run<'_> {
     /// Lets the client write for as long as was asked for, killing and checking meanwhile; longer if
-    /// kills are left, since each waits until its movers are ready again.
+    /// faults are left, since each waits until the lab has got over it.
     fn write(&mut self, writer: &mut Writer) -> Result<(), LabError> {
         let length = Duration::from_secs_f64(self.options.seconds);
         let every = self.options.check_every;
@@ -145,7 +146,7 @@ impl Run<'_> {
         let mut next_check = every;
         loop {
             let now = self.watch.elapsed(Instant::now());
-            if now >= length && self.kills.is_empty() {
+            if now >= length && self.faults.is_empty() {
                 return Ok(());
             }
             self.cluster.check_running()?;
@@ -154,10 +155,11 @@ impl Run<'_> {
                 self.sample(writer);
                 next_sample = now + watch::EVERY;
             }
-            if self.kills.front().is_some_and(|kill| kill.at <= now)
-                && let Some(kill) = self.kills.pop_front()
+            if self.faults.front().is_some_and(|fault| fault.at <= now)
+                && let Some(fault) = self.faults.pop_front()
             {
-                self.kill(kill, writer)?;
+                let done = self.inject(&fault, writer)?;
+                self.done.push(done);
                 self.check("after-kill", writer)?;
                 next_check = self.watch.elapsed(Instant::now()) + every;
             } else if !every.is_zero() && now >= next_check {
@@ -174,44 +176,17 @@ impl Run<'_> {
         let (lag, set) =
             self.watch.last().map_or((0.0, 0), |last| (last.recovery_point_ms, last.applied_set));
         self.bar.set_message(format!(
-            "{} writes acknowledged, {} sets applied, {} behind, {} images checked, {} kills",
+            "{} writes acknowledged, {} sets applied, {} behind, {} images checked, {} faults",
             progress.acked_writes,
             set,
             duration_ns((lag * 1e6) as u64),
             self.checks.len(),
-            self.killed.len()
+            self.done.len()
         ));
     }
 
-    /// Kills movers, starts them again after a pause, and waits until they are ready.
-    fn kill(&mut self, kill: Kill, writer: &Writer) -> Result<(), LabError> {
-        let at = Instant::now();
-        let at_ms = self.watch.elapsed(at).as_millis() as u64;
-        for name in &kill.movers {
-            self.cluster.kill(name);
-        }
-        self.pause(self.options.down, writer)?;
-        for name in &kill.movers {
-            self.cluster.start(name)?;
-        }
-        while !kill.movers.iter().all(|name| self.cluster.is_ready(name)) {
-            self.cluster.check_running()?;
-            if at.elapsed() > APPLY_MAX {
-                return Err(LabError::NotReady {
-                    names: kill.movers.join(", "),
-                    limit: APPLY_MAX,
-                    logs: self.cluster.site().directory.join("log"),
-                });
-            }
-            self.pause(watch::EVERY, writer)?;
-        }
-        let ready_after_ms = at.elapsed().as_millis() as u64;
-        self.killed.push(KillResult { at_ms, movers: kill.movers, ready_after_ms });
-        Ok(())
-    }
-
     /// Passes time, sampling.
-    fn pause(&mut self, span: Duration, writer: &Writer) -> Result<(), LabError> {
+    pub(super) fn pause(&mut self, span: Duration, writer: &Writer) -> Result<(), LabError> {
         let until = Instant::now() + span;
         while Instant::now() < until {
             self.interrupt.sleep(watch::EVERY.min(span))?;
@@ -325,6 +300,11 @@ impl Run<'_> {
             differing_blocks: verdict.faults.total(),
         };
         let block_bytes = self.options.shape.block_bytes;
+        let faults = self.done.into_iter().map(|Done { result, at_unix_ns }| FaultResult {
+            longest_stall_ms: stalls::longest_after(&log, at_unix_ns).as_secs_f64() * 1e3,
+            ..result
+        });
+        let faults = faults.collect();
         let equality = verdict::compare_sites(plan, block_bytes)?.unwrap_or_else(by_log);
         Ok(Findings {
             options: self.options.clone(),
@@ -332,7 +312,8 @@ impl Run<'_> {
             lost: verdict.lost.commands,
             equality,
             checks: self.checks,
-            kills: self.killed,
+            faults,
+            exclusions: self.cluster.exclusions(),
             sets_formed: totals.formed,
             sets_applied: totals.applied,
             bytes_replicated: totals.bytes_replicated,
@@ -368,7 +349,9 @@ impl Totals {
                     if role == Role::Secondary {
                         continue;
                     }
-                    totals.formed = totals.formed.max(group.totals.sets_formed);
+                    // A coordinator that was started again forgets, too; what is confirmed was formed.
+                    let formed = group.totals.sets_formed.max(group.sets.received);
+                    totals.formed = totals.formed.max(formed);
                     totals.bytes_replicated += group.totals.bytes_replicated;
                     let hold = &group.boundary_hold_ns;
                     if hold.p99 >= totals.hold_ns.p99 {

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::cluster::Cluster;
-use super::options::{Paths, RunOptions};
+use super::options::{self, RunOptions};
 use super::process::{Process, Start};
 use super::{LabError, machine};
 use crate::config::{Listener, Role};
@@ -51,6 +51,9 @@ pub struct Outcome {
     pub write_latency_ns: LatencyNs,
     /// Errors that it received.
     pub host_errors: u64,
+    /// What it did about failures of paths.
+    #[serde(default)]
+    pub paths: Paths,
     /// Commands without success at the end.
     pub unfinished_writes: u64,
     /// Reads that returned less than had been acknowledged before.
@@ -59,6 +62,17 @@ pub struct Outcome {
     /// Reads that returned a damaged block.
     #[serde(default)]
     pub corrupt_reads: u64,
+}
+
+/// What the client did about failures of paths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paths {
+    /// Paths that were lost.
+    pub lost: u64,
+    /// Paths that were connected again.
+    pub connected_again: u64,
+    /// Commands that were sent again.
+    pub retries: u64,
 }
 
 /// A distribution of the client's.
@@ -111,6 +125,8 @@ fn arguments(
     // The lab says when it ends.
     add("--seconds", "0".to_owned());
     add("--grace", "60".to_owned());
+    // Movers shut a silent one out long before.
+    add("--keep-alive", "2".to_owned());
     add("--idle", "sleep".to_owned());
     add("--progress", "none".to_owned());
     add("--writers", options.writers.to_string());
@@ -118,9 +134,9 @@ fn arguments(
     add("--rate", options.rate.to_string());
     add("--read-percent", "5".to_owned());
     let paths = match options.paths {
-        Paths::Best => "best",
-        Paths::Any => "spread",
-        Paths::Detour => "detour",
+        options::Paths::Best => "best",
+        options::Paths::Any => "spread",
+        options::Paths::Detour => "detour",
     };
     add("--paths", paths.to_owned());
     add("--seed", seed.to_string());

@@ -1,0 +1,83 @@
+//! Doing to a lab what was planned, and waiting until it has got over it.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::Signal;
+
+use super::LabError;
+use super::faults::{Fault, Kind};
+use super::report::FaultResult;
+use super::run::Run;
+use super::watch;
+use super::writer::Writer;
+
+/// How long a lab may take to get over something.
+const WHOLE_MAX: Duration = Duration::from_secs(180);
+
+/// A fault that is over, and when it was by the clock that the client's log has.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) result: FaultResult,
+    pub(super) at_unix_ns: u64,
+}
+
+impl Run<'_> {
+    /// Does it, undoes it after its time, and waits until the lab is whole again.
+    pub(super) fn inject(&mut self, fault: &Fault, writer: &Writer) -> Result<Done, LabError> {
+        let at = Instant::now();
+        let at_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at_ms = self.watch.elapsed(at).as_millis() as u64;
+        match fault.kind {
+            Kind::KillPrimary | Kind::KillSecondary => {
+                for name in &fault.who {
+                    self.cluster.kill(name);
+                }
+                self.pause(fault.length, writer)?;
+                for name in &fault.who {
+                    self.cluster.start(name)?;
+                }
+            }
+            Kind::Pause | Kind::StopStore => {
+                self.signal(&fault.who, Signal::STOP);
+                let passed = self.pause(fault.length, writer);
+                // In any case: a stopped process would not end when it is asked to.
+                self.signal(&fault.who, Signal::CONT);
+                passed?;
+            }
+        }
+        let since = Instant::now();
+        while !self.is_over(fault) {
+            self.cluster.check_running()?;
+            if since.elapsed() > WHOLE_MAX {
+                return Err(LabError::NotReady {
+                    names: format!("the lab after {}: {}", fault.kind.name(), fault.who.join(", ")),
+                    limit: WHOLE_MAX,
+                    logs: self.cluster.site().directory.join("log"),
+                });
+            }
+            self.pause(watch::EVERY, writer)?;
+        }
+        let result = FaultResult {
+            kind: fault.kind,
+            at_ms,
+            movers: fault.who.clone(),
+            ready_after_ms: at.elapsed().as_millis() as u64,
+            longest_stall_ms: 0.0,
+        };
+        Ok(Done { result, at_unix_ns: at_unix.as_nanos() as u64 })
+    }
+
+    fn signal(&mut self, names: &[String], signal: Signal) {
+        for name in names {
+            self.cluster.signal(name, signal);
+        }
+    }
+
+    fn is_over(&self, fault: &Fault) -> bool {
+        match fault.kind {
+            Kind::KillSecondary => fault.who.iter().all(|name| self.cluster.is_ready(name)),
+            Kind::KillPrimary | Kind::Pause => self.cluster.is_whole(),
+            Kind::StopStore => self.cluster.has_stores(),
+        }
+    }
+}
