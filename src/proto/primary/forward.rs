@@ -45,6 +45,9 @@ pub(super) struct Forward {
     pub(super) answered: bool,
     /// The mirror store needs the record no more.
     pub(super) dropped: bool,
+    /// So much so that the record is the mirror store's: it still travels to a shard that takes the
+    /// volume over, and goes when it does not any more.
+    pub(super) lent: bool,
     /// It was numbered by a mover that failed.
     pub(super) stranded: bool,
     /// It is for this mirror peer; sent once the link does not refer to the record any more.
@@ -174,6 +177,7 @@ impl PrimaryShard {
             numbered: false,
             answered: false,
             dropped: false,
+            lent: false,
             stranded: false,
             redirect: None,
             generation: 0,
@@ -291,7 +295,9 @@ impl PrimaryShard {
             if let Some(peer) = self.mirrors.get_mut(usize::from(forward.to)) {
                 peer.forwarded_bytes -= u64::from(forward.record_bytes);
             }
-            self.commands.push_back(Command::Free { buf: forward.buf });
+            if !forward.lent {
+                self.commands.push_back(Command::Free { buf: forward.buf });
+            }
         }
     }
 
@@ -380,7 +386,9 @@ impl PrimaryShard {
             if copy.info.forward != ForwardId(0)
                 && let Some(slot) = forwards.keeps(&copy.info, copy.buf)
             {
-                if forwards.at_mut(slot).stranded {
+                let forward = forwards.at_mut(slot);
+                forward.lent = travels;
+                if forward.stranded {
                     settled.push(slot);
                 }
                 return;

@@ -54,8 +54,11 @@ pub(super) struct Recovery {
     now: Nanos,
     /// By mirror peer, group and part of its survey: copies that it sends.
     sent: BTreeMap<(u8, GroupId, u16), u64>,
-    /// By mirror peer: copies that came.
-    came: BTreeMap<u8, u64>,
+    /// By mirror peer and group: the last set that it knew to be confirmed when it said so; it promised
+    /// copies of later sets only.
+    dropped: BTreeMap<(u8, GroupId), SetId>,
+    /// By mirror peer, group and set: copies that came, also such that an epoch before had promised.
+    came: BTreeMap<(u8, GroupId, SetId), u64>,
     /// The last set that any member knows to be confirmed.
     confirmed: BTreeMap<GroupId, SetId>,
     records: BTreeMap<(u32, Seq), Gathered>,
@@ -81,6 +84,7 @@ impl PrimaryShard {
         let mut recovery = self.recovery.take().unwrap_or_default();
         recovery.now = now;
         recovery.sent.clear();
+        recovery.dropped.clear();
         recovery.came.clear();
         for gathered in recovery.records.values_mut() {
             gathered.holders = 0;
@@ -138,6 +142,7 @@ impl PrimaryShard {
         let last = recovery.confirmed.entry(group).or_default();
         *last = (*last).max(confirmed);
         recovery.sent.insert((peer as u8, group, part), copies);
+        recovery.dropped.insert((peer as u8, group), confirmed);
         recovery.now = now;
         self.advance_recovery();
     }
@@ -182,7 +187,7 @@ impl PrimaryShard {
         let gathered = recovery.records.entry((volume, info.seq)).or_insert(fresh);
         if gathered.holders & 1 << peer == 0 {
             gathered.holders |= 1 << peer;
-            *recovery.came.entry(peer as u8).or_default() += 1;
+            *recovery.came.entry((peer as u8, info.group, info.set)).or_default() += 1;
         }
         self.advance_recovery();
         if known { RecordVerdict::NotNeeded } else { RecordVerdict::Kept }
@@ -246,7 +251,11 @@ impl PrimaryShard {
             peers.clone().filter_map(|(peer, mirror)| {
                 let of_peer = recovery.sent.iter().filter(|((p, _, _), _)| *p == peer);
                 let sent: u64 = of_peer.map(|(_, sent)| *sent).sum();
-                let came = recovery.came.get(&peer).copied().unwrap_or(0);
+                let promised = |((p, group, set), _): &(&(u8, GroupId, SetId), &u64)| {
+                    *p == peer && recovery.dropped.get(&(peer, *group)).is_some_and(|s| set > s)
+                };
+                let came: u64 =
+                    recovery.came.iter().filter(promised).map(|(_, count)| *count).sum();
                 let heard = mirror.surveyed && came >= sent;
                 (!heard).then_some((mirror.shard, mirror.surveyed, sent, came))
             })
@@ -386,7 +395,9 @@ impl PrimaryShard {
         let slot = self.forwards.find(info.forward)?;
         let forward = *self.forwards.at(slot);
         if forward.buf != gathered.buf {
-            self.commands.push_back(Command::Free { buf: forward.buf });
+            if !forward.lent {
+                self.commands.push_back(Command::Free { buf: forward.buf });
+            }
             let before = self.arrived.len();
             self.arrived
                 .retain(|arrived| arrived.from != HERE || arrived.info.forward != info.forward);
