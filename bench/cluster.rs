@@ -100,6 +100,7 @@ impl Cluster {
             let parts = PollerParts {
                 shard: me,
                 epoch: EPOCH,
+                enters: None,
                 other_site: Vec::new(),
                 core: Some(cores[index]),
                 idle: IdlePolicy::Spin,

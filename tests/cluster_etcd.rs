@@ -5,7 +5,7 @@
 #![cfg(feature = "etcd")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
@@ -19,7 +19,7 @@ use setline::control::cluster::{
     Alive, ClusterError, ClusterStore, Event, Known, Lease, Me, Member, Revision, SiteRecord, Swap,
 };
 use setline::lab::etcd::{self, Etcd};
-use setline::proto::types::{Epoch, MoverId, VolumeId};
+use setline::proto::types::{Epoch, MoverId, ShardId, VolumeId};
 
 /// Ends a wait for what takes a lease or two.
 const LATE: Duration = Duration::from_secs(60);
@@ -92,7 +92,7 @@ struct Mover {
 }
 
 fn me(id: u16, incarnation: u64) -> Me {
-    let alive = Alive { name: format!("p{id}"), incarnation };
+    let alive = Alive { name: format!("p{id}"), incarnation, whole: None };
     Me { site: "here".into(), mover: MoverId(id), alive }
 }
 
@@ -154,12 +154,16 @@ impl Mover {
 }
 
 fn record(epoch: u32) -> SiteRecord {
-    let member = |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: Some(1) });
+    let member =
+        |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: Some(1), since: 1 });
     SiteRecord {
         epoch: Epoch(epoch),
         members: (1..=2).map(member).collect(),
+        coordinator: ShardId::new(1, 0),
         map_version: epoch,
-        owners: BTreeMap::from([(VolumeId(1), MoverId(1))]),
+        owners: BTreeMap::from([(VolumeId(1), ShardId::new(1, 0))]),
+        moved: BTreeSet::new(),
+        failures: 0,
         excluded: BTreeMap::new(),
     }
 }
@@ -203,7 +207,7 @@ fn a_record_of_another_version_is_told_and_not_used() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut client = etcd_client::Client::connect([&endpoint], None).await.unwrap();
-        let text = record(1).to_json().replace("\"format\":1", "\"format\":9");
+        let text = record(1).to_json().replace("\"format\":2", "\"format\":9");
         client.put("/setline/here/record", text, None).await.unwrap();
     });
     let mut p1 = Mover::start(&endpoint, 1, 1);

@@ -66,11 +66,25 @@ fn both_sites_agree_in_an_etcd_of_their_own() {
     assert_eq!(report["pauses"][0]["movers"][0], "etcd-here");
 }
 
-/// Its path is given up when a Keep Alive is not answered, and it is connected again; no host sees an error.
+/// Others take over what they had, hosts go by other paths, and they join again (F5, P2, G13).
+#[test]
+fn primary_movers_killed_one_after_the_other_and_the_coordinator_first() {
+    let shape = "--store etcd --base array --silence 1s --rate 2000";
+    let report =
+        passes(&format!("--seconds 6 {shape} --kill p1@1s --kill-random 3 --kill-of primary"));
+    assert_eq!(report["stalls"]["kill-primary"]["faults"], 4, "{}", report["stalls"]);
+    assert_eq!(report["equality"]["by"], "bytes", "{}", report["equality"]);
+    let paths = &report["paths"];
+    assert!(paths["lost"].as_u64() >= Some(4), "{paths}");
+}
+
+/// The others exclude it; when it wakes up it ends, is started again, and joins. Its path is given up when a
+/// Keep Alive is not answered, and it is connected again; no host sees an error.
 #[test]
 fn a_primary_mover_that_stands_still_for_a_while() {
-    let shape = "--store etcd --base array --transport tcp --rate 2000";
+    let shape = "--store etcd --base array --transport tcp --rate 2000 --silence 1s";
     let report = passes(&format!("--seconds 4 {shape} --pause p2@1s:5s"));
+    assert!(report["exclusions"].as_u64() >= Some(1), "{}", report["exclusions"]);
     let paths = &report["paths"];
     assert!(paths["lost"].as_u64() > Some(0), "{paths}");
     assert!(paths["connected_again"].as_u64() > Some(0), "{paths}");

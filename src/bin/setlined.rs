@@ -47,6 +47,12 @@ fn main() -> std::process::ExitCode {
             );
             ExitCode::Degraded
         }
+        Ok(Outcome::Excluded { reason }) => {
+            tracing::error!(
+                "EXCLUDED: {reason}. Nothing is lost; started again, it joins the others"
+            );
+            ExitCode::Excluded
+        }
         Ok(Outcome::Failed { reason }) => {
             tracing::error!("FAILED: {reason}");
             ExitCode::Failure

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::store::{Boot, Former, ResyncMark, Store, StoreError, StoreIdentity};
 use crate::config::{Mover, Role};
+use crate::proto::membership::SiteRecord;
 use crate::proto::message::BrokenReason;
-use crate::proto::types::{GroupId, Seq, SetId, VolumeId};
+use crate::proto::types::{GroupId, MoverId, Seq, SetId, VolumeId};
 use crate::runtime::plan::{Start, Topology};
 
 /// How often a store that is in use is tried again.
@@ -44,13 +45,24 @@ pub fn open_store(
     }
 }
 
+/// How a mover comes to take part in its site.
+#[derive(Debug, Clone, Default)]
+pub struct Entry {
+    /// What the site has agreed on; none where the configuration says it.
+    pub record: Option<SiteRecord>,
+    /// The site went on without this mover: it joins with an empty memory.
+    pub joins: bool,
+}
+
 /// Judges how the former life ended, notes in the store which groups must be resynchronised
 /// because of it, and says where to go on. `boot` then has these groups too.
 ///
 /// A primary mover that was killed may have held updates that no confirmed set contains, and it
 /// cannot know whether it did: every group it is responsible for a volume of must be
 /// resynchronised. So must every group when it is the coordinator that was killed, since only it
-/// knows how far numbers of sets were used should all others have been stopped meanwhile.
+/// knows how far numbers of sets were used should all others have been stopped meanwhile. A mover that
+/// joins a site which went on without it leaves nothing to be resynchronised: the others have taken
+/// over what its former life had (F5).
 ///
 /// # Errors
 /// [`StoreError::Database`] when that cannot be noted; the mover must not start then.
@@ -58,14 +70,20 @@ pub fn resolve(
     mover: &Mover,
     boot: &mut Boot,
     store: &mut Store,
+    entry: Entry,
     now_ms: u64,
     unix_offset_ns: u64,
 ) -> Result<Start, StoreError> {
-    if let (Former::Unclean { started_ms }, Role::Primary) = (boot.former, mover.mover.role) {
-        let topology = Topology::new(mover);
-        let coordinates = topology.primary_coordinator.mover.0 == mover.mover.id;
+    let former = boot.former;
+    if let (Former::Unclean { started_ms }, Role::Primary, false) =
+        (former, mover.mover.role, entry.joins)
+    {
+        let me = MoverId(mover.mover.id);
+        let record = entry.record.clone().unwrap_or_else(|| Topology::new(mover).record(mover));
+        let coordinates = record.coordinator.mover == me;
         for group in &mover.groups {
-            let responsible = group.volumes.iter().any(|v| v.mover == mover.mover.name);
+            let owner = |id: u32| record.owner(VolumeId(id)).map(|owner| owner.mover);
+            let responsible = group.volumes.iter().any(|v| owner(v.id) == Some(me));
             if !responsible && !coordinates {
                 continue;
             }
@@ -83,20 +101,31 @@ pub fn resolve(
             }
         }
     }
-    let known: BTreeMap<VolumeId, Seq> = boot.next_seqs.clone();
+    let mut known: BTreeMap<VolumeId, Seq> = boot.next_seqs.clone();
+    if let Some(record) = &entry.record {
+        // What the store has of volumes that are another mover's now is of a time before that one had
+        // them: to believe it would make later numbers look confirmed.
+        let me = MoverId(mover.mover.id);
+        let is_mine = |id: &VolumeId| record.owner(*id).is_some_and(|owner| owner.mover == me);
+        known.retain(|id, _| !entry.joins && is_mine(id));
+    }
     let sets = boot.sets.iter().map(|(group, mark)| (*group, mark.next.max(SetId(1))));
     Ok(Start {
         next_seqs: known,
         first_sets: sets.collect(),
         // A failed base write leaves a range in doubt, not the sets.
-        unclean: boot.resync.values().any(|mark| mark.reason != BrokenReason::BaseWriteFailed),
+        unclean: !entry.joins
+            && boot.resync.values().any(|mark| mark.reason != BrokenReason::BaseWriteFailed),
         unix_offset_ns,
+        record: entry.record,
+        joins: entry.joins,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::types::ShardId;
 
     fn mover(me: u16) -> Mover {
         let peer = 3 - me;
@@ -115,7 +144,7 @@ mod tests {
     }
 
     /// Starts, serves, ends as told, and starts again.
-    fn restart(mover: &Mover, clean: bool) -> (Start, Boot) {
+    fn restart(mover: &Mover, clean: bool, entry: Entry) -> (Start, Boot) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.redb");
         let me = &mover.mover;
@@ -128,7 +157,7 @@ mod tests {
         }
         drop(store);
         let (mut store, mut boot) = Store::open(&path, &identity, 9000).unwrap();
-        let start = resolve(mover, &mut boot, &mut store, 9000, 0).unwrap();
+        let start = resolve(mover, &mut boot, &mut store, entry, 9000, 0).unwrap();
         (start, boot)
     }
 
@@ -150,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_killed_responsible_mover_must_be_resynchronised_and_says_since_when() {
-        let (start, boot) = restart(&mover(2), false);
+        let (start, boot) = restart(&mover(2), false, Entry::default());
         assert!(start.unclean);
         let mark = &boot.resync[&GroupId(1)];
         assert_eq!((mark.since_ms, mark.reason), (9000, BrokenReason::MoverRestarted));
@@ -159,12 +188,31 @@ mod tests {
 
     #[test]
     fn a_killed_coordinator_must_be_resynchronised_even_without_volumes() {
-        assert!(restart(&mover(1), false).0.unclean);
+        assert!(restart(&mover(1), false, Entry::default()).0.unclean);
+    }
+
+    #[test]
+    fn what_others_took_over_need_not_be_resynchronised() {
+        let taken = |owner: u16| {
+            let mut record = Topology::new(&mover(2)).record(&mover(2));
+            record.owners[0].1 = ShardId::new(owner, 0);
+            record
+        };
+        let joins = Entry { record: Some(taken(1)), joins: true };
+        let (start, boot) = restart(&mover(2), false, joins);
+        assert!(!start.unclean && boot.resync.is_empty());
+        assert!(start.next_seqs.is_empty(), "it has no idea of the numbers any more");
+        // All were killed, and the other one had the volume.
+        let founds = Entry { record: Some(taken(1)), joins: false };
+        let (start, _) = restart(&mover(2), false, founds);
+        assert!(!start.unclean && start.next_seqs.is_empty());
+        let founds = Entry { record: Some(taken(2)), joins: false };
+        assert!(restart(&mover(2), false, founds).0.unclean);
     }
 
     #[test]
     fn a_clean_stop_goes_on_where_it_was() {
-        let (start, boot) = restart(&mover(2), true);
+        let (start, boot) = restart(&mover(2), true, Entry::default());
         assert!(!start.unclean && boot.resync.is_empty());
         assert_eq!(start.next_seqs[&VolumeId(1)], Seq(50));
     }

@@ -29,7 +29,8 @@ use super::store::{Boot, SetMark, Store, StoreError};
 use crate::config::{Mover, Role};
 use crate::proto::types::{GroupId, MoverId, Nanos, Seq, ShardId, VolumeId};
 use crate::runtime::messages::{FromPoller, PeerState, PollerSnapshot, ToPoller};
-use crate::runtime::plan::Plan;
+use crate::runtime::plan::{Plan, Start};
+use membership::Site;
 
 /// How often snapshots are taken when nobody asks.
 const SNAPSHOT_EVERY_NS: u64 = 200_000_000;
@@ -63,8 +64,8 @@ pub struct Setup {
     pub store: Store,
     /// What it knew.
     pub boot: Boot,
-    /// Unix nanoseconds at time 0 of the monotonic clock.
-    pub unix_offset_ns: u64,
+    /// What the plan was made from.
+    pub start: Start,
     /// The ways to the pollers, in order.
     pub pollers: Vec<Sender<ToPoller>>,
     /// What they report.
@@ -161,6 +162,7 @@ pub struct Driver {
     /// What hosts are to be told of paths.
     pub(super) paths: Vec<(VolumeId, PathState)>,
     cluster: Part,
+    pub(super) site: Site,
     to_pollers: Vec<Sender<ToPoller>>,
     outbox: VecDeque<(usize, ToPoller)>,
     reports: Receiver<FromPoller>,
@@ -186,7 +188,8 @@ impl Driver {
             .pollers
             .iter()
             .flat_map(|poller| poller.links.iter().map(move |link| (poller.shard, link.peer)));
-        let mut board = Board::new(&setup.mover, &pollers, links, setup.unix_offset_ns);
+        let unix_offset_ns = setup.start.unix_offset_ns;
+        let mut board = Board::new(&setup.mover, &pollers, links, unix_offset_ns);
         for group in &mut board.groups {
             group.resync = setup.boot.resync.get(&group.id).cloned();
             if let Some(mark) = setup.boot.sets.get(&group.id) {
@@ -199,8 +202,9 @@ impl Driver {
                 reason: "starting".to_owned(),
                 healthy: false,
             },
-            since_ms: setup.unix_offset_ns / 1_000_000,
+            since_ms: unix_offset_ns / 1_000_000,
         };
+        let record = setup.start.record(&setup.mover, &setup.plan.topology);
         let (calls_in, calls) = bounded(CALLS_MAX);
         let mut driver = Self {
             standings: vec![standing; board.groups.len()],
@@ -221,6 +225,7 @@ impl Driver {
             serving: false,
             fencing: setup.fencing,
             cluster: setup.cluster,
+            site: Site::new(record, setup.boot.incarnation, setup.start, pollers.len()),
             to_pollers: setup.pollers,
             outbox: VecDeque::new(),
             reports: setup.reports,
@@ -260,6 +265,11 @@ impl Driver {
     /// Devices are open and hosts can connect (primary), or sets can be received (secondary).
     pub fn set_serving(&mut self) {
         self.serving = true;
+        if self.cluster.fixed().is_none() {
+            let volumes: Vec<VolumeId> =
+                self.site.record.owners.iter().map(|(id, _)| *id).collect();
+            self.tell_owners(&volumes);
+        }
     }
 
     /// Paths whose state is another one since the last call: hosts are to be told.
@@ -276,6 +286,10 @@ impl Driver {
         self.flush_outbox();
         self.take_cluster(now);
         self.take_reports(now);
+        self.turn_membership(now);
+        if let Stopping::Ended(outcome) = &self.stopping {
+            return Step::Ended(outcome.clone());
+        }
         self.take_round(now);
         self.take_calls(now);
         self.turn_waiting(now);
@@ -320,6 +334,7 @@ impl Driver {
         View {
             evidence: self.evidence(now),
             plan: &self.plan,
+            site: &self.site.record,
             standings: &self.standings,
             warnings: &self.warnings,
             faults,
@@ -330,7 +345,8 @@ impl Driver {
     }
 
     fn evidence(&self, now: Nanos) -> Evidence<'_> {
-        Evidence { mover: &self.mover, topology: &self.plan.topology, board: &self.board, now }
+        let (mover, topology) = (&self.mover, &self.plan.topology);
+        Evidence { mover, topology, site: &self.site.record, board: &self.board, now }
     }
 
     pub(super) fn fault_texts(&self) -> Vec<String> {
@@ -565,15 +581,15 @@ impl Driver {
 
     /// Whether this mover's poller 0 coordinates its site.
     pub(super) fn coordinates(&self) -> bool {
-        let topology = &self.plan.topology;
         let shard = match self.board.role {
-            Role::Primary => Some(topology.primary_coordinator),
-            Role::Secondary => topology.secondary_coordinator,
+            Role::Primary => Some(self.site.record.coordinator),
+            Role::Secondary => self.plan.topology.secondary_coordinator,
         };
         shard.is_some_and(|shard| shard.mover == MoverId(self.mover.mover.id))
     }
 }
 
+mod membership;
 mod reports;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use super::model::GroupState;
 use crate::config::{Mover, Role};
 use crate::journal::Room;
 use crate::proto::command::SetState;
+use crate::proto::membership::SiteRecord;
 use crate::proto::message::BrokenReason;
 use crate::proto::types::{MoverId, Nanos, SetId, ShardId};
 use crate::runtime::messages::PeerState;
@@ -40,6 +41,8 @@ pub struct Evidence<'a> {
     pub mover: &'a Mover,
     /// Who is where.
     pub topology: &'a Topology,
+    /// What the primary site has agreed on.
+    pub site: &'a SiteRecord,
     /// What is known.
     pub board: &'a Board,
     /// Now.
@@ -173,14 +176,16 @@ impl Evidence<'_> {
         if let Some(reason) = self.journal_trouble() {
             return sick(GroupState::Buffering, reason);
         }
+        // A primary mover that is gone may have been excluded there, which is not known here: sets that
+        // go on being formed and committed are the proof that nothing of it is missing.
         let primary = self.unheard(Role::Primary);
-        if !primary.is_empty() {
-            let reason = format!("{} is not heard; what it holds is not here", primary.join(", "));
+        let missing = format!("{} is not heard; what it holds is not here", primary.join(", "));
+        if !primary.is_empty() && (self.all_unheard(&primary) || group.stored() == SetId(0)) {
             let state = match group.stored() {
                 SetId(0) => GroupState::InitialCopy,
                 _ => GroupState::Buffering,
             };
-            return sick(state, reason);
+            return sick(state, missing);
         }
         if group.stored() == SetId(0) {
             return sick(GroupState::InitialCopy, "no set has been received yet".to_owned());
@@ -193,7 +198,10 @@ impl Evidence<'_> {
         };
         let still = self.now.since(since);
         if still > still_ns(group) {
-            let reason = format!("no further set was {what} for {}", span(still));
+            let mut reason = format!("no further set was {what} for {}", span(still));
+            if !primary.is_empty() {
+                reason = format!("{reason}; {missing}");
+            }
             return sick(GroupState::Buffering, reason);
         }
         if let Some(failure) = &group.apply_failure {
@@ -216,6 +224,19 @@ impl Evidence<'_> {
         well("sets are received and applied")
     }
 
+    /// Whether a mover takes part in its site, as far as this one knows.
+    #[must_use]
+    pub fn takes_part(&self, mover: MoverId) -> bool {
+        let own_site = self.topology.role_of(mover) == Some(self.board.role);
+        let elected = self.board.role == Role::Primary && own_site;
+        !elected || self.site.members.contains(&mover)
+    }
+
+    /// Whether no primary mover is heard, `unheard` being those that are not.
+    fn all_unheard(&self, unheard: &[String]) -> bool {
+        unheard.len() == self.mover.members_of(Role::Primary).len()
+    }
+
     /// Movers of a site of which no link, or not every link, is up. Movers that start together
     /// get some time to meet.
     #[must_use]
@@ -225,6 +246,7 @@ impl Evidence<'_> {
             .links
             .iter()
             .filter(|((_, peer), _)| self.topology.role_of(peer.mover) == Some(role))
+            .filter(|((_, peer), _)| self.takes_part(peer.mover))
             .filter(|(_, link)| match link.state {
                 PeerState::Up => false,
                 PeerState::Silent => true,

@@ -5,9 +5,9 @@
 //! fed by the pollers' reports ([`board`], [`history`], [`events`]), which [`judge`] turns into the
 //! groups' states and [`status`] and `metrics` into answers. [`store`] keeps what must survive the
 //! process, [`boot`] says what a start makes of it, [`stop`] how a mover ends. [`cluster`] is where the movers
-//! of a site agree. The data path knows
-//! nothing of this.
+//! of a site agree, [`admission`] how one comes to be a member. The data path knows nothing of this.
 
+pub mod admission;
 pub mod api;
 pub mod board;
 pub mod boot;

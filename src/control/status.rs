@@ -16,9 +16,10 @@ use super::model::{
 };
 use crate::config::{Disk, Group, Role, Volume};
 use crate::proto::command::SetState as ProtoState;
+use crate::proto::membership::SiteRecord;
 use crate::proto::types::{MoverId, SetId, ShardId, UpdateKind, VolumeId};
 use crate::runtime::messages::{LedgerAnswer, PeerState, VolumeCounters};
-use crate::runtime::plan::{FIRST_EPOCH, FIRST_MAP, Plan};
+use crate::runtime::plan::{Plan, PollerPlan};
 
 /// A group's state with the time it began, kept by the driver from turn to turn.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +37,8 @@ pub struct View<'a> {
     pub evidence: Evidence<'a>,
     /// The plan.
     pub plan: &'a Plan,
+    /// What the primary site has agreed on.
+    pub site: &'a SiteRecord,
     /// The groups' standings, in the configuration's order.
     pub standings: &'a [Standing],
     /// What the configuration promises less than one may think.
@@ -66,8 +69,8 @@ impl View<'_> {
             pid: std::process::id(),
             uptime_ms: self.evidence.now.0 / 1_000_000,
             ready: self.ready(),
-            epoch: FIRST_EPOCH.0,
-            map_version: FIRST_MAP.0,
+            epoch: self.site.epoch.0,
+            map_version: self.site.map_version.0,
             coordinator: self.coordinator(me.role),
             degraded,
             warnings: self.warnings.to_vec(),
@@ -81,7 +84,9 @@ impl View<'_> {
     #[must_use]
     pub fn ready(&self) -> bool {
         let board = self.evidence.board;
-        let met = board.links.values().all(|link| link.state != PeerState::Unknown);
+        let met = board.links.iter().all(|((_, peer), link)| {
+            link.state != PeerState::Unknown || !self.evidence.takes_part(peer.mover)
+        });
         let taking = |group: &GroupBoard| match board.role {
             Role::Primary => {
                 let state = self.standings[group.index].verdict.state;
@@ -100,7 +105,7 @@ impl View<'_> {
     pub fn coordinator(&self, role: Role) -> Option<String> {
         let topology = &self.plan.topology;
         let shard = match role {
-            Role::Primary => Some(topology.primary_coordinator),
+            Role::Primary => Some(self.site.coordinator),
             Role::Secondary => topology.secondary_coordinator,
         };
         shard.and_then(|shard| topology.name(shard.mover)).map(str::to_owned)
@@ -282,34 +287,34 @@ impl View<'_> {
         let mut entries = Vec::new();
         for group in &self.evidence.mover.groups {
             for volume in &group.volumes {
-                let core = (volume.mover == me.name)
-                    .then(|| me.cores.get(usize::from(volume.poller)).copied())
+                let Some(owner) = self.site.owner(VolumeId(volume.id)) else { continue };
+                let core = (owner.mover.0 == me.id)
+                    .then(|| me.cores.get(usize::from(owner.poller)).copied())
                     .flatten();
                 entries.push(VolumeMapEntry {
                     group: group.name.clone(),
                     volume: volume.name.clone(),
-                    mover: volume.mover.clone(),
-                    poller: volume.poller,
+                    mover: self.name(owner.mover),
+                    poller: owner.poller,
                     core,
-                    mirrors: self.mirrors(group, volume),
+                    mirrors: self.mirrors(group, owner),
                     target_mover: volume.target.mover.clone(),
                     target_poller: volume.target.poller,
                 });
             }
         }
-        VolumeMap { version: FIRST_MAP.0, epoch: FIRST_EPOCH.0, entries }
+        VolumeMap { version: self.site.map_version.0, epoch: self.site.epoch.0, entries }
     }
 
     /// The movers that the policy may choose copies from, with a fixed partner first.
-    fn mirrors(&self, group: &Group, volume: &Volume) -> Vec<String> {
+    fn mirrors(&self, group: &Group, owner: ShardId) -> Vec<String> {
         if group.copies < 2 {
             return Vec::new();
         }
-        let topology = &self.plan.topology;
-        let Some(owner) = topology.owner_of(volume) else { return Vec::new() };
-        let targets = topology.mirror_targets(owner);
+        let mut targets = self.plan.topology.mirror_targets(owner);
+        targets.retain(|shard| self.site.members.contains(&shard.mover));
         let mut names: Vec<String> = targets.iter().map(|shard| self.name(shard.mover)).collect();
-        if let Some(partner) = group.partners.get(&volume.mover)
+        if let Some(partner) = group.partners.get(&self.name(owner.mover))
             && let Some(at) = names.iter().position(|name| name == partner)
         {
             names[..=at].rotate_right(1);
@@ -325,15 +330,20 @@ impl View<'_> {
     #[must_use]
     pub fn cores(&self) -> Vec<CoreInfo> {
         let pollers = self.evidence.board.pollers.iter().zip(&self.plan.pollers);
-        pollers.map(|(poller, plan)| self.core(poller, &plan.volumes)).collect()
+        pollers.map(|(poller, plan)| self.core(poller, plan)).collect()
     }
 
-    fn core(&self, poller: &PollerBoard, volumes: &[(usize, usize)]) -> CoreInfo {
+    fn core(&self, poller: &PollerBoard, plan: &PollerPlan) -> CoreInfo {
         let load = poller.load();
         let snapshot = poller.snapshot.as_deref();
         let groups = &self.evidence.mover.groups;
         let name = |(group, volume): &(usize, usize)| {
-            format!("{}/{}", groups[*group].name, groups[*group].volumes[*volume].name)
+            let (group, volume) = (&groups[*group], &groups[*group].volumes[*volume]);
+            let here = match self.evidence.board.role {
+                Role::Primary => self.site.owner(VolumeId(volume.id)) == Some(plan.shard),
+                Role::Secondary => true,
+            };
+            here.then(|| format!("{}/{}", group.name, volume.name))
         };
         CoreInfo {
             poller: poller.shard.poller,
@@ -342,7 +352,7 @@ impl View<'_> {
             busy_cycles: snapshot.map_or(0, |s| s.busy_cycles),
             idle_cycles: snapshot.map_or(0, |s| s.idle_cycles),
             turns: snapshot.map_or(0, |s| s.turns),
-            volumes: volumes.iter().map(name).collect(),
+            volumes: plan.volumes.iter().chain(&plan.foreign).filter_map(name).collect(),
             updates_per_second: load.updates_per_second,
             cycles_per_update: load.cycles_per_update,
             arena_used_bytes: snapshot.map_or(0, |s| s.arena_bytes.0),
@@ -355,7 +365,7 @@ impl View<'_> {
     pub fn movers(&self) -> Vec<MoverInfo> {
         let mover = self.evidence.mover;
         let topology = &self.plan.topology;
-        let coordinators = [Some(topology.primary_coordinator), topology.secondary_coordinator]
+        let coordinators = [Some(self.site.coordinator), topology.secondary_coordinator]
             .map(|shard| shard.map(|shard| shard.mover));
         let info = |member: crate::config::Member<'_>| {
             let id = MoverId(member.id);
@@ -540,7 +550,7 @@ impl View<'_> {
         let topology = &self.plan.topology;
         let me = MoverId(self.evidence.mover.mover.id);
         let shard = match self.evidence.board.role {
-            Role::Primary => Some(topology.primary_coordinator),
+            Role::Primary => Some(self.site.coordinator),
             Role::Secondary => topology.secondary_coordinator,
         };
         shard.filter(|shard| shard.mover == me)

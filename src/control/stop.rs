@@ -53,6 +53,12 @@ pub enum Outcome {
         /// What and why.
         reason: String,
     },
+    /// The other movers of the site went on without this one: they have what it had, and what it would
+    /// still do is in nobody's interest.
+    Excluded {
+        /// When and why.
+        reason: String,
+    },
     /// A poller could not go on.
     Failed {
         /// Why.

@@ -16,7 +16,7 @@ use super::site::{ProcessId, Site, SiteMover};
 use super::{LabError, machine, netns};
 use crate::config::Role;
 use crate::control::client::{Client, ClientError, Target};
-use crate::control::model::{ErrorCode, GroupState, Status};
+use crate::control::model::{ErrorCode, ExitCode, GroupState, Status};
 
 /// How long movers may take to become ready: opening devices, meeting peers.
 const READY_MAX: Duration = Duration::from_secs(120);
@@ -27,7 +27,7 @@ const CALL_MAX: Duration = Duration::from_secs(15);
 /// How often a wait looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// With this code a mover ends that the others have excluded, to be started again.
-const EXCLUDED: i32 = 4;
+const EXCLUDED: i32 = ExitCode::Excluded as i32;
 
 /// A lab's files, namespaces and processes. Dropping it ends the processes and removes namespaces
 /// and hugepage files; the directory stays unless [`Cluster::remove_directory`] was called.
@@ -246,7 +246,7 @@ impl Cluster {
                     record.is_some_and(|record| names.iter().all(|n| record.members.contains(n)));
                 let consistent =
                     status.groups.iter().all(|group| group.state == GroupState::Consistent);
-                status.ready && has_all && consistent
+                status.ready && has_all && consistent && status.cluster.whole
             })
         })
     }

@@ -59,6 +59,10 @@ pub struct Shape {
     /// Where the movers of a site agree.
     #[arg(long, value_enum, default_value_t = Store::Embedded)]
     pub store: Store,
+    /// How long a mover may be silent before the others count it as failed.
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_ms", rename = "silence_ms")]
+    pub silence: Duration,
     /// How files are read and written.
     #[arg(long, value_enum, default_value_t = Engine::Aio)]
     pub engine: Engine,

@@ -291,6 +291,7 @@ impl Builder<'_> {
         let cores = &self.machine.cores;
         let first = at * usize::from(self.shape.pollers);
         let core = |poller: u8| cores[(first + usize::from(poller)) % cores.len()];
+        let silence_ms = (self.shape.silence.as_millis() as u32).clamp(2, 600_000);
         Mover {
             mover: Identity {
                 name: me.name.clone(),
@@ -333,8 +334,8 @@ impl Builder<'_> {
                 rto_ms_max: 1_000,
                 window_packets: 1024,
                 ack_delay_us: 50,
-                heartbeat_ms: 200,
-                silence_ms_max: 5_000,
+                heartbeat_ms: (silence_ms / 8).clamp(1, 200),
+                silence_ms_max: silence_ms,
             },
             journal: (me.role == Role::Secondary).then(|| Journal {
                 disk: self.file(self.directory.join("img").join(format!("{}.journal", me.name))),

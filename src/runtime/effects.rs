@@ -72,11 +72,7 @@ impl Poller {
                     let write = BlockWrite::new(volume, kind, extent, PayloadAt::Buf(buf), token);
                     self.write(BlockWrite { fua: true, skip, ..write });
                 }
-                // Pollers enter no epoch yet, so nothing is taken over here; what is not fenced must
-                // not be written.
-                Command::Fence { token, .. } => {
-                    self.node.handle_written(self.now, token, NvmeStatus::INTERNAL);
-                }
+                Command::Fence { volume, token } => self.fence(volume, token),
                 Command::CompleteHost { tag, status } => self.complete_tag(tag, status),
                 Command::Free { buf } => self.free(buf),
                 Command::Send { to, message } => {
@@ -109,8 +105,10 @@ impl Poller {
     }
 
     fn report(&mut self, report: Report) {
-        if let Report::Held { held_ns, .. } = report {
-            self.stats.hold(held_ns);
+        match report {
+            Report::Held { held_ns, .. } => self.stats.hold(held_ns),
+            Report::Restored { volume } => self.volume_ready(volume),
+            _ => {}
         }
         let (shard, at) = (self.me, self.now);
         self.tell(FromPoller::Report { shard, at, report });

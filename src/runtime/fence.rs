@@ -48,13 +48,34 @@ pub fn mover_of(key: ReservationKey) -> Option<MoverId> {
     (key.0 >> 48 == KEY_MARK).then_some(MoverId((key.0 >> 32) as u16))
 }
 
+/// Which life of its mover registered `key`, by the lowest 32 bits of the life's number; meaningless for
+/// keys that are not of this program.
+#[must_use]
+pub fn life_of(key: ReservationKey) -> u64 {
+    key.0 & 0xffff_ffff
+}
+
 /// Who is to be shut out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Victim {
+pub enum Victim<'a> {
     /// Whatever this mover has registered, in whichever life.
     Mover(MoverId),
     /// This key alone.
     Key(ReservationKey),
+    /// Every mover but these, in these lives.
+    AllBut(&'a BTreeMap<MoverId, u64>),
+}
+
+impl Victim<'_> {
+    fn is(&self, key: ReservationKey) -> bool {
+        match self {
+            Self::Mover(mover) => mover_of(key) == Some(*mover),
+            Self::Key(wanted) => key == *wanted,
+            Self::AllBut(lives) => mover_of(key).is_some_and(|mover| {
+                lives.get(&mover).is_none_or(|life| life & 0xffff_ffff != life_of(key))
+            }),
+        }
+    }
 }
 
 /// Why a base could not be fenced, or a mover not be shut out.
@@ -136,6 +157,12 @@ impl Fence {
         self.guards.insert(volume, Guard::None { reason: reason.to_owned() });
     }
 
+    /// Whether this mover has joined the base of `volume`, or the base cannot be fenced.
+    #[must_use]
+    pub fn knows(&self, volume: VolumeId) -> bool {
+        self.guards.contains_key(&volume)
+    }
+
     /// Registers at the base of `volume`, namespace `nsid` behind the block device `bdev`, and takes
     /// or joins its reservation. Of an earlier registration of this mover's the key is replaced.
     /// A base without reservations is noted as such. Before the first write.
@@ -206,7 +233,7 @@ impl Fence {
     pub fn preempt(
         &mut self,
         volume: VolumeId,
-        victim: Victim,
+        victim: Victim<'_>,
         pump: Pump<'_>,
     ) -> Result<Vec<ReservationKey>, FenceError> {
         let failed = |source| FenceError::Command { volume, source };
@@ -237,11 +264,7 @@ impl Fence {
                 return Err(FenceError::Foreign { volume, kind, registered: names(known) });
             }
             let keys = known.registrants.iter().map(|registrant| registrant.key);
-            let is_victim = |key: &ReservationKey| match victim {
-                Victim::Mover(mover) => mover_of(*key) == Some(mover),
-                Victim::Key(wanted) => *key == wanted,
-            };
-            let Some(key) = keys.into_iter().find(|key| *key != me && is_victim(key)) else {
+            let Some(key) = keys.into_iter().find(|key| *key != me && victim.is(*key)) else {
                 return Ok(removed);
             };
             match at.preempt(me, key, kind, true, &mut *pump) {

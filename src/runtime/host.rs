@@ -94,8 +94,9 @@ impl Poller {
         self.serve(HostCommand { origin, volume, kind, extent, fua, iovs, started: cycles });
     }
 
+    /// Begins with a command: here, or at the shard that is responsible.
     #[inline]
-    fn serve(&mut self, command: HostCommand) {
+    pub(super) fn serve(&mut self, command: HostCommand) {
         if self.volumes[command.volume as usize].excluded {
             return self.complete(command, PATH_INACCESSIBLE);
         }
@@ -115,8 +116,10 @@ impl Poller {
                 }
             }
             IoKind::Read | IoKind::Compare | IoKind::Flush => {
-                match (self.volumes[command.volume as usize].owner, command.kind) {
+                let volume = &self.volumes[command.volume as usize];
+                match (volume.owner, command.kind) {
                     (Some(owner), _) => self.ask(owner, command),
+                    (None, _) if !volume.ready => self.wait_until_ready(command),
                     (None, IoKind::Flush) => self.flush(command),
                     (None, _) => self.read(command),
                 }
@@ -360,6 +363,9 @@ impl Poller {
             }
         }
         self.end_all_asks();
+        for command in self.take_unready() {
+            self.complete(command, ABORTED);
+        }
         while let Some(command) = self.busy.pop_front() {
             self.complete(command, ABORTED);
         }

@@ -1,8 +1,9 @@
 //! Brings a mover up, keeps its control thread going, and takes it down again.
 //!
 //! Order of the start: store, SPDK's environment and subsystems, block devices, the NVMe-oF target,
-//! ports, pollers, the API, and last the listeners, so that a host that can connect finds
-//! everything there. The end is the reverse; `control::stop` decides when. When something could not
+//! ports; then the mover is admitted to its site ([`Admission`]), which may take long and from when on
+//! others count on it; then pollers, the API, and last the listeners, so that a host that can connect
+//! finds everything there. The end is the reverse; `control::stop` decides when. When something could not
 //! be started or a poller is stuck, nothing is taken down in order: the process ends, and what that
 //! means is in the store.
 //!
@@ -22,11 +23,12 @@ use super::idle::IdlePolicy;
 use super::messages::{FromPoller, ToPoller};
 use super::network::{Network, NetworkError};
 use super::parts::{ArenaParts, MachineConfigs, PollerParts};
-use super::plan::{FIRST_EPOCH, Machines, Plan, PlanError, PollerPlan, SecondaryPlan};
+use super::plan::{self, FIRST_EPOCH, Machines, Plan, PlanError, PollerPlan, SecondaryPlan, Start};
 use super::poller::{Poller, PollerError, RunningPoller};
 use super::siblings::SiblingEnds;
 use super::volumes::{VolumeError, Volumes};
 use crate::config::{Disk, Idle, Loaded, LogLevel, Mover, Numbering, PortKind, Role};
+use crate::control::admission::Admission;
 use crate::control::api::{ServeError, Server};
 use crate::control::boot;
 use crate::control::cluster::part::{Part, PartError};
@@ -34,9 +36,10 @@ use crate::control::driver::{Driver, PathState, Setup, Step};
 use crate::control::stop::Outcome;
 use crate::control::store::{StoreError, StoreIdentity};
 use crate::mem::arena::{LogLimits, SEGMENT_BYTES};
+use crate::proto::membership::SiteRecord;
 use crate::proto::sabotage::Sabotage;
 use crate::proto::secondary::{CoordinatorConfig, ShardConfig, VolumeConfig};
-use crate::proto::types::{MoverId, VolumeId};
+use crate::proto::types::{MoverId, Nanos, VolumeId};
 use crate::spdk::env::{DmaBuf, Env, EnvConfig, tsc_hz, tsc_now};
 use crate::spdk::error::Error;
 use crate::spdk::nvmf::AnaState;
@@ -142,9 +145,8 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
     let env = ManuallyDrop::new(environment(&mover)?);
     let clock = Clock::with_hz(tsc_hz());
     let offset_ns = clock.unix_offset_ns();
-    let cluster = Part::start(&mover, boot.incarnation, unix_ms(), FORMER_ENDS_MAX)?;
-    let start = boot::resolve(&mover, &mut boot, &mut store, unix_ms(), offset_ns)?;
-    let plan = Arc::new(Plan::new(&mover, &start)?);
+    // Who is responsible for what does not matter to what is opened.
+    let mut plan = Plan::new(&mover, &Start::default())?;
     let app = Thread::create("control").map_err(|source| spdk("SPDK's app thread", source, ""))?;
     let pump = &mut || {
         app.poll(tsc_now());
@@ -153,12 +155,26 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
     let subsystems = Subsystems::start(&pools, pump).map_err(|source| {
         spdk("SPDK's subsystems", source, "raise mover.hugepage_mib, or reserve more hugepages")
     })?;
-    let volumes = Volumes::open(&mover, &plan, &subsystems, boot.incarnation, pump)?;
+    let mut volumes = Volumes::open(&mover, &plan, &subsystems, boot.incarnation, pump)?;
     let hosts = match me.role {
         Role::Primary => Some(Hosts::new(&mover, pump)?),
         Role::Secondary => None,
     };
     let mut network = Network::open(&mover, &plan)?;
+
+    let cluster = Part::start(&mover, boot.incarnation, unix_ms(), FORMER_ENDS_MAX)?;
+    let stopped = &mut || signals.pending().next().is_some();
+    let Some((cluster, entry)) = Admission::new(&mover, cluster).wait(pump, stopped) else {
+        // Nothing was begun that would have to be ended.
+        return Ok(Outcome::Clean);
+    };
+    let start = boot::resolve(&mover, &mut boot, &mut store, entry, unix_ms(), offset_ns)?;
+    plan = Plan::new(&mover, &start)?;
+    let plan = Arc::new(plan);
+    let record = start.record(&mover, &plan.topology);
+    let at_primary = me.role == Role::Primary;
+    let mine = |id| !at_primary || record.owner(id).is_some_and(|owner| owner.mover.0 == me.id);
+    volumes.join(mine, pump).map_err(VolumeError::from)?;
 
     // From here on this mover may hold what no other place has.
     let numbered: Vec<_> = plan
@@ -181,6 +197,8 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         volumes: &volumes,
         hosts: hosts.as_ref(),
         network: &mut network,
+        record: &record,
+        start: &start,
         clock,
         session,
         ios_max: pools.bdev_ios as usize,
@@ -201,9 +219,9 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         mover: Arc::clone(&mover),
         warnings,
         plan,
+        start: start.clone(),
         store,
         boot,
-        unix_offset_ns: offset_ns,
         pollers: to_pollers,
         reports: from_pollers,
         fencing: volumes.fencing(),
@@ -252,6 +270,7 @@ impl Machine {
             }
             let step = driver.turn(clock.now());
             self.tell_hosts(&driver.take_paths());
+            self.fence(clock.now(), driver);
             match step {
                 Step::Run => {}
                 Step::CloseHosts => {
@@ -266,6 +285,19 @@ impl Machine {
                 Step::Ended(outcome) => return outcome,
             }
             std::thread::sleep(CONTROL_SLEEP);
+        }
+    }
+
+    /// Keeps movers that left from bases of volumes that are taken over here.
+    fn fence(&mut self, now: Nanos, driver: &mut Driver) {
+        while let Some((volume, members)) = driver.next_fence(now) {
+            let app = &self.app;
+            let pump = &mut || {
+                app.poll(tsc_now());
+            };
+            let done = self.volumes.take_over(volume, &members, pump);
+            let done = done.map_err(|error| error.to_string());
+            driver.fenced(now, done, self.volumes.fencing());
         }
     }
 
@@ -295,7 +327,7 @@ impl Machine {
     /// was.
     fn end(self, outcome: &Outcome) -> bool {
         let stuck = self.pollers.iter().any(|poller| !poller.is_finished());
-        if stuck || matches!(outcome, Outcome::Failed { .. }) {
+        if stuck || matches!(outcome, Outcome::Failed { .. } | Outcome::Excluded { .. }) {
             tracing::warn!("the process ends without taking its devices down");
             std::mem::forget(self);
             return false;
@@ -328,6 +360,8 @@ struct Assembly<'a> {
     volumes: &'a Volumes,
     hosts: Option<&'a Hosts>,
     network: &'a mut Network,
+    record: &'a SiteRecord,
+    start: &'a Start,
     clock: Clock,
     session: Incarnation,
     ios_max: usize,
@@ -345,7 +379,11 @@ impl Assembly<'_> {
         let me = &self.mover.mover;
         Ok(PollerParts {
             shard: poller.shard,
-            epoch: FIRST_EPOCH,
+            epoch: self.record.epoch,
+            enters: self.start.record.as_ref().map(|record| {
+                let engine = plan::engine(self.mover, &self.plan.topology, self.start, record);
+                (record.clone(), engine)
+            }),
             other_site: other_site(self.mover),
             core: Some(usize::from(poller.core)),
             idle: match me.idle {
@@ -359,10 +397,10 @@ impl Assembly<'_> {
             clock: self.clock,
             machines: machines(&poller.machines),
             arena: arena(poller)?,
-            volumes: self.volumes.parts(self.mover, self.plan, poller),
+            volumes: self.volumes.parts(self.mover, self.record, poller),
             taps: self.volumes.tap_owners(self.mover, self.plan, poller),
             queues: self.network.queues(poller.shard.poller),
-            links: self.network.links(self.mover, poller)?,
+            links: self.network.links(self.mover, poller, self.record.epoch)?,
             remote: match &poller.machines {
                 Machines::Primary { shard, .. } => shard.mirrors.iter().map(|m| m.shard).collect(),
                 Machines::Secondary(_) => Vec::new(),

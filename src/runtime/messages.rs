@@ -4,12 +4,14 @@
 //! back the same way. Neither is on the path of an update. A full queue is a value: the sender
 //! keeps what it has and tries again.
 
-use crate::proto::boundary::CoordinatorView;
-use crate::proto::command::Report;
+use crate::proto::boundary::{BoundaryConfig, CoordinatorView};
+use crate::proto::command::{Report, Token};
+use crate::proto::membership::SiteRecord;
 use crate::proto::primary::{GroupView, LedgerView, Mirrored, PrimaryCounters};
-use crate::proto::types::{GroupId, Nanos, Seq, SetId, ShardId, VolumeId};
+use crate::proto::types::{Epoch, GroupId, Nanos, Seq, SetId, ShardId, VolumeId};
 use crossbeam::channel::Sender;
 use hdrhistogram::Histogram;
+use std::sync::Arc;
 
 /// Control thread → poller.
 #[derive(Debug)]
@@ -60,6 +62,18 @@ pub enum ToPoller {
     /// with an abort status, and also updates that are under way, whose data is here already.
     /// After a quiesce. A primary shard tells the secondary that it needs nothing any more.
     Refuse,
+    /// Enter the epoch that the primary site has agreed on. Primary movers only.
+    Enter {
+        /// What was agreed.
+        record: Arc<SiteRecord>,
+        /// The boundary engine's configuration in it.
+        engine: Box<BoundaryConfig>,
+    },
+    /// No mover that is not a member can change the base any more that [`FromPoller::Fence`] named.
+    Fenced {
+        /// What the protocol knows it by.
+        token: Token,
+    },
     /// Finish what is under way at the base and the journal, close channels, and end the thread.
     /// Host commands that still wait are completed with an abort status.
     Stop,
@@ -101,6 +115,31 @@ pub enum FromPoller {
         /// Lost, or heard again.
         lost: bool,
     },
+    /// The poller has entered an epoch.
+    Entered {
+        /// Its shard.
+        shard: ShardId,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// The shard is whole in an epoch: it has heard every member, its volumes are up to date, and there
+    /// are as many copies of everything as there should be.
+    Whole {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// A volume is taken over: whoever is not a member is to be kept from its base. Answered with
+    /// [`ToPoller::Fenced`] once that is so, and never before.
+    Fence {
+        /// The shard that takes it over.
+        shard: ShardId,
+        /// The volume.
+        volume: VolumeId,
+        /// What the protocol knows it by.
+        token: Token,
+    },
     /// A base refused a write because of another mover's reservation: this mover was excluded from
     /// it. The poller has stopped everything about the volume.
     Excluded {
@@ -129,7 +168,7 @@ pub enum FromPoller {
 /// How a peer's link stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PeerState {
-    /// Not heard of since this mover started.
+    /// Not heard of since this mover started, or since the peer was excluded.
     Unknown,
     /// Heard of within the heartbeat limit.
     Up,

@@ -11,6 +11,8 @@ mod contexts;
 #[cfg(feature = "datapath")]
 mod effects;
 #[cfg(feature = "datapath")]
+mod epoch;
+#[cfg(feature = "datapath")]
 mod excluded;
 #[cfg(feature = "datapath")]
 pub mod fence;

@@ -13,7 +13,8 @@ use crate::mem::arena::Arena;
 use crate::mem::copy::publish_fence;
 use crate::proto::command::{RecordRole, Token};
 use crate::proto::limits::POLLERS_MAX;
-use crate::proto::link::{Body, Event, Link, Store, Transmit, Verdict};
+use crate::proto::link::{Body, Event, Link, PeerEpoch, Store, Transmit, Verdict};
+use crate::proto::membership::SiteRecord;
 use crate::proto::message::Message;
 use crate::proto::primary::RecordVerdict;
 use crate::proto::types::{BufRef, Epoch, Nanos, ShardId};
@@ -421,9 +422,31 @@ impl Poller {
                         self.say_stopping(peer, false);
                     }
                 }
-                // Pollers close no link yet: they enter no epoch.
-                Event::Closed | Event::Silent => self.peer_state(index, PeerState::Silent),
+                Event::Closed => {
+                    self.drop_answers(peer);
+                    self.peer_state(index, PeerState::Unknown);
+                }
+                Event::Silent => self.peer_state(index, PeerState::Silent),
                 Event::Heard => self.peer_state(index, PeerState::Up),
+            }
+        }
+    }
+
+    /// Has all links name the epoch of `record` from now on, and ends those to movers of this site that
+    /// have left since the epoch `before`, also if they have come back with another memory.
+    pub(super) fn enter_links(&mut self, record: &SiteRecord, before: Epoch) {
+        self.net.epoch = record.epoch;
+        for index in 0..self.net.peers.len() {
+            let link = &mut self.net.peers[index].link;
+            let peer = link.peer();
+            if self.node.is_of_other_site(peer) {
+                link.enter_epoch(record.epoch);
+                continue;
+            }
+            link.set_epoch(record.epoch, PeerEpoch::Exactly(record.epoch));
+            if record.left_since(peer.mover, before) {
+                link.close();
+                self.link_events(index);
             }
         }
     }

@@ -9,7 +9,7 @@ use super::plan::{FIRST_EPOCH, IN_FLIGHT_MAX, Plan, PollerPlan};
 use crate::config::{self, Mover, PortKind, Role};
 use crate::dpdk::{DpdkError, Kind, MemifRole, Network as Place, NextHop, Port, PortSpec, Queue};
 use crate::proto::link::{LinkConfig, PeerEpoch};
-use crate::proto::types::Nanos;
+use crate::proto::types::{Epoch, Nanos};
 use crate::wire::frame::Mac;
 use crate::wire::packet::{PACKET_HEADER_BYTES, Site};
 
@@ -84,7 +84,7 @@ impl Network {
         self.ports.iter_mut().map(|open| queue(open).map(Box::new)).collect()
     }
 
-    /// The links of one poller.
+    /// The links of one poller, as of the epoch that its site is in.
     ///
     /// # Errors
     /// [`NetworkError::Link`].
@@ -92,6 +92,7 @@ impl Network {
         &self,
         mover: &Mover,
         poller: &PollerPlan,
+        epoch: Epoch,
     ) -> Result<Vec<LinkParts>, NetworkError> {
         let links = poller.links.iter().map(|link| {
             let port = &mover.ports[link.port];
@@ -104,7 +105,7 @@ impl Network {
                 peer: link.peer,
                 config,
                 peer_epoch: match link.same_site {
-                    true => PeerEpoch::Exactly(FIRST_EPOCH),
+                    true => PeerEpoch::Exactly(epoch),
                     false => PeerEpoch::AtLeast(FIRST_EPOCH),
                 },
                 port: link.port,

@@ -8,6 +8,7 @@ use crate::dpdk::Queue;
 use crate::mem::arena::LogLimits;
 use crate::proto::boundary::BoundaryConfig;
 use crate::proto::link::{LinkConfig, PeerEpoch};
+use crate::proto::membership::SiteRecord;
 use crate::proto::primary::PrimaryConfig;
 use crate::proto::secondary::{CoordinatorConfig, ShardConfig};
 use crate::proto::types::{Epoch, MoverId, ShardId, VolumeId};
@@ -25,6 +26,9 @@ pub struct PollerParts {
     pub shard: ShardId,
     /// The membership epoch.
     pub epoch: Epoch,
+    /// What is agreed in it, where the machines are to *enter* it from the one before, and the boundary
+    /// engine's configuration; none where the membership is fixed.
+    pub enters: Option<(SiteRecord, BoundaryConfig)>,
     /// The movers of the other site.
     pub other_site: Vec<MoverId>,
     /// The core to pin to; none leaves that to the operating system (tests).
@@ -107,7 +111,7 @@ pub struct VolumeParts {
     /// The shard of another mover that is responsible for it; none when this poller is.
     pub owner: Option<ShardId>,
     /// The block device under it: the base at a primary mover, the target at a secondary one.
-    /// None for a write-only leg, and for a volume of another mover.
+    /// None for a write-only leg, and for a volume that cannot change its mover and is another one's.
     pub bdev: Option<String>,
 }
 

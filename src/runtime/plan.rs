@@ -1,12 +1,13 @@
 //! What each poller of this mover has to do, worked out from the configuration.
 //!
-//! Membership is fixed at start, so every mover computes the same picture from its own file: who
-//! is responsible for which volume, who mirrors for whom and with what budget, who coordinates,
-//! which pollers talk to each other. The tests hold the plans of all movers of a site pair against
-//! one another.
+//! Every mover computes the same picture from its own file: who may be responsible for which volume,
+//! who mirrors for whom and with what budget, which pollers talk to each other. The tests hold the
+//! plans of all movers of a site pair against one another. Who is a member, is responsible, and
+//! coordinates at the moment is said by the primary site's record; where there is none, by these rules
+//! too.
 //!
 //! The rules:
-//! - The coordinator of a site is poller 0 of its mover with the lowest number.
+//! - The coordinator of a site is at first poller 0 of its mover with the lowest number.
 //! - Poller `i` mirrors to poller `i mod n` of every other primary mover, `n` being that mover's
 //!   pollers. Where numbers of pollers differ, a poller may so receive copies from one that it
 //!   does not mirror to; both still know each other as mirror peers.
@@ -27,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{self, Mover, Role};
 use crate::proto::boundary::{BoundaryConfig, BoundaryGroup};
 use crate::proto::limits::RETAINED_UPDATES_MAX;
+use crate::proto::membership::SiteRecord;
 use crate::proto::primary::{
     GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig,
 };
@@ -39,11 +41,11 @@ mod tests;
 mod topology;
 
 pub use budget::{ArenaBudget, REMOTE_POOL_BYTES};
-pub use topology::Topology;
+pub use topology::{Topology, fixed_because};
 
-/// The epoch of both sites while membership is fixed.
+/// The first epoch of both sites; the only one where membership is fixed.
 pub const FIRST_EPOCH: Epoch = Epoch(1);
-/// The map version while responsibility is fixed.
+/// The first map version.
 pub const FIRST_MAP: MapVersion = MapVersion(1);
 /// Payload bytes of the largest command that hosts are offered: what SPDK's transports split
 /// larger ones to, and a value that keeps several records in each arena segment.
@@ -110,6 +112,27 @@ pub struct Start {
     pub unclean: bool,
     /// Nanoseconds since the Unix epoch at time 0 of the monotonic clock.
     pub unix_offset_ns: u64,
+    /// What the primary site has agreed on; none where the configuration says it, at the secondary
+    /// site, and before it is known.
+    pub record: Option<SiteRecord>,
+    /// This mover takes part from `record`'s epoch on, with an empty memory, in a site that goes on.
+    pub joins: bool,
+}
+
+impl Start {
+    /// What the primary site has agreed on.
+    #[must_use]
+    pub fn record(&self, mover: &Mover, topology: &Topology) -> SiteRecord {
+        self.record.clone().unwrap_or_else(|| topology.record(mover))
+    }
+
+    /// The epoch that the machines of a poller begin in. Where the site agrees on a record its epoch is
+    /// *entered* by all, also by those that found the site: so each learns what the others know of
+    /// numbers.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.record.as_ref().map_or(FIRST_EPOCH, |record| Epoch(record.epoch.0 - 1))
+    }
 }
 
 /// Everything this mover's pollers are to do.
@@ -134,11 +157,12 @@ pub struct PollerPlan {
     pub links: Vec<LinkPlan>,
     /// How its arena is divided.
     pub arena: ArenaBudget,
-    /// The volumes whose blocks it writes, by index of group and volume in the configuration:
-    /// bases at the primary site, targets at the secondary.
+    /// The volumes that the configuration gives it, by index of group and volume there: their bases
+    /// at the primary site, targets at the secondary.
     pub volumes: Vec<(usize, usize)>,
-    /// The volumes of other primary movers that it takes updates for (G3), in the same way. A
-    /// primary shard's configuration has them after `volumes`.
+    /// The volumes that the configuration gives to other primary movers and that it takes updates for
+    /// (G3), or takes over (F5), in the same way. A primary shard's configuration has them after
+    /// `volumes`.
     pub foreign: Vec<(usize, usize)>,
     /// Its state machines.
     pub machines: Machines,
@@ -182,7 +206,7 @@ pub struct SecondaryPlan {
     pub coordinator: ShardId,
     /// Where received updates are mirrored; none with one copy.
     pub partner: Option<ShardId>,
-    /// The primary shards that send to it.
+    /// The primary shards that may send to it.
     pub sources: Vec<ShardId>,
     /// The groups, all of them.
     pub groups: Vec<GroupId>,
@@ -203,8 +227,6 @@ pub struct SecondaryVolume {
     pub block_bytes: u32,
     /// Its size in blocks.
     pub blocks: u64,
-    /// The primary shard that sends it.
-    pub source: ShardId,
 }
 
 /// What the secondary's coordinator needs to know.
@@ -301,11 +323,11 @@ fn primary(
             is_target: targets.contains(&shard),
         })
         .collect();
-    let own = topology.volumes_at(mover, me);
-    let is_idle = own.is_empty();
-    let all = own.into_iter().chain(topology.taken_at(mover, me));
+    let record = start.record(mover, topology);
+    let is_idle = !record.owners.iter().any(|(_, owner)| *owner == me);
+    let all = topology.volumes_at(mover, me).into_iter().chain(topology.taken_at(mover, me));
     let volumes: Vec<VolumeConfig> =
-        all.map(|(group, index)| volume(mover, topology, start, me, group, index)).collect();
+        all.map(|place| volume(mover, topology, start, me, &record, place)).collect();
     let groups = mover.groups.iter().map(|group| GroupConfig {
         id: GroupId(group.id),
         copies: group.copies,
@@ -317,13 +339,13 @@ fn primary(
     });
     let shard = PrimaryConfig {
         me,
-        coordinator: topology.primary_coordinator,
-        epoch: FIRST_EPOCH,
-        map_version: FIRST_MAP,
+        coordinator: record.coordinator,
+        epoch: start.epoch(),
+        map_version: record.map_version,
         groups: groups.collect(),
         // A shard without volumes has numbered nothing, whatever became of its memory; but the
         // coordinator's memory also had the numbers of sets.
-        unclean: start.unclean && (!is_idle || me == topology.primary_coordinator),
+        unclean: start.unclean && (!is_idle || me == record.coordinator),
         volumes,
         mirrors,
         retained_max: arena.retained_max,
@@ -333,13 +355,28 @@ fn primary(
         record_align: RECORD_ALIGN,
         sabotage: Sabotage::None,
     };
-    let boundary = (me == topology.primary_coordinator).then(|| BoundaryConfig {
+    let boundary = (me == record.coordinator).then(|| engine(mover, topology, start, &record));
+    Machines::Primary { shard, boundary }
+}
+
+/// The boundary engine of the shard that coordinates in the epoch of `record`.
+#[must_use]
+pub fn engine(
+    mover: &Mover,
+    topology: &Topology,
+    start: &Start,
+    record: &SiteRecord,
+) -> BoundaryConfig {
+    let me = record.coordinator;
+    let shards: Vec<ShardId> =
+        record.members.iter().flat_map(|member| topology.shards_of(*member)).collect();
+    BoundaryConfig {
         me,
-        shards: topology.shards(Role::Primary).collect(),
         secondary: topology.secondary_coordinator,
-        backup: topology.shards(Role::Primary).find(|shard| shard.mover != me.mover),
-        epoch: FIRST_EPOCH,
-        map_version: FIRST_MAP,
+        backup: shards.iter().copied().find(|shard| shard.mover != me.mover),
+        shards,
+        epoch: record.epoch,
+        map_version: record.map_version,
         unix_offset_ns: start.unix_offset_ns,
         groups: mover
             .groups
@@ -351,8 +388,7 @@ fn primary(
             })
             .collect(),
         sabotage: Sabotage::None,
-    });
-    Machines::Primary { shard, boundary }
+    }
 }
 
 /// Where the copies of `group` go: to the configured partner's shard first, or to the least loaded.
@@ -378,20 +414,19 @@ fn volume(
     topology: &Topology,
     start: &Start,
     me: ShardId,
-    group: usize,
-    index: usize,
+    record: &SiteRecord,
+    (group, index): (usize, usize),
 ) -> VolumeConfig {
     let (group, volume) = (&mover.groups[group], &mover.groups[group].volumes[index]);
     let id = VolumeId(volume.id);
-    let owner = topology.owner_of(volume).unwrap_or(me);
     VolumeConfig {
         id,
-        owner,
+        owner: record.owner(id).unwrap_or(me),
         group: GroupId(group.id),
         block_bytes: volume.block_bytes,
         has_base: volume.base != config::Disk::None,
-        // The responsible shard alone sends updates to the secondary (T1).
-        target: topology.target_of(volume).filter(|_| owner == me),
+        // Only the responsible shard sends updates there (T1); any may become it.
+        target: topology.target_of(volume),
         next_seq: *start.next_seqs.get(&id).unwrap_or(&Seq(1)),
     }
 }
@@ -402,17 +437,17 @@ fn secondary(mover: &Mover, topology: &Topology, me: ShardId) -> SecondaryPlan {
         groups.flat_map(|group| group.volumes.iter().map(move |volume| (group, volume)))
     };
     let here = |volume: &config::Volume| topology.target_of(volume) == Some(me);
-    let volumes = all().filter(|(_, volume)| here(volume)).filter_map(|(group, volume)| {
-        Some(SecondaryVolume {
-            id: VolumeId(volume.id),
-            group: GroupId(group.id),
-            block_bytes: volume.block_bytes,
-            blocks: volume.blocks(),
-            source: topology.owner_of(volume)?,
-        })
+    let volumes = all().filter(|(_, volume)| here(volume)).map(|(group, volume)| SecondaryVolume {
+        id: VolumeId(volume.id),
+        group: GroupId(group.id),
+        block_bytes: volume.block_bytes,
+        blocks: volume.blocks(),
     });
     let volumes: Vec<SecondaryVolume> = volumes.collect();
-    let sources: BTreeSet<ShardId> = volumes.iter().map(|volume| volume.source).collect();
+    let sources: BTreeSet<ShardId> = all()
+        .filter(|(_, volume)| here(volume))
+        .flat_map(|(_, volume)| topology.owners_of(volume))
+        .collect();
     let coordinator = topology.secondary_coordinator.unwrap_or(me);
     let owners = all().filter_map(|(_, volume)| {
         topology.target_of(volume).map(|shard| (VolumeId(volume.id), shard))

@@ -5,6 +5,7 @@
 
 use super::clock::{Clock, cycles};
 use super::effects::Deferred;
+use super::epoch::Entered;
 use super::host::{HandedOver, HostCommand};
 use super::idle::Idler;
 use super::inflight::InFlight;
@@ -132,6 +133,8 @@ pub(super) struct Volume {
     pub(super) geometry_flush: bool,
     pub(super) unmap: bool,
     pub(super) numbered_by_mover: bool,
+    /// It is not being taken over; true where another shard is responsible.
+    pub(super) ready: bool,
     /// Another mover has taken it over: nothing goes to its base any more.
     pub(super) excluded: bool,
     pub(super) counters: VolumeCounters,
@@ -142,6 +145,7 @@ pub(super) struct Volume {
 pub struct Poller {
     pub(super) me: ShardId,
     pub(super) epoch: Epoch,
+    pub(super) entered: Entered,
     pub(super) clock: Clock,
     /// This turn's time.
     pub(super) now: Nanos,
@@ -290,7 +294,12 @@ impl Poller {
                 Machines::Secondary(machines)
             }
         };
-        let node = Node::new(shard, parts.epoch, parts.other_site, machines, now);
+        let begins = parts.enters.as_ref().map_or(parts.epoch, |_| Epoch(parts.epoch.0 - 1));
+        let mut node = Node::new(shard, begins, parts.other_site, machines, now);
+        if let Some((record, engine)) = &parts.enters {
+            // Before anything comes: a session of the epoch before would end with it.
+            node.enter(now, record, engine);
+        }
         let host_group = match &parts.hosts {
             Some(factory) => Some(factory.create().map_err(|source| PollerError::Spdk {
                 shard,
@@ -316,6 +325,7 @@ impl Poller {
             host_group,
             me: shard,
             epoch: parts.epoch,
+            entered: Entered::default(),
             clock: parts.clock,
             now,
             cycles: cycles(),
@@ -457,6 +467,7 @@ impl Poller {
             self.requested(request);
             work += 1;
         }
+        self.look_whole();
         work
     }
 
@@ -493,6 +504,8 @@ impl Poller {
                 self.say_stopping_to_all(true);
                 self.refuse_hosts();
             }
+            ToPoller::Enter { record, engine } => self.enter(&record, &engine),
+            ToPoller::Fenced { token } => self.fenced(token),
             ToPoller::Stop => {
                 self.abandon_hosts();
                 self.stopping = Some(self.now);
@@ -559,6 +572,7 @@ impl Volume {
                 }
                 MachineConfigs::Secondary { .. } => false,
             },
+            ready: true,
             excluded: false,
             counters: VolumeCounters { volume: parts.id, ..VolumeCounters::default() },
         };

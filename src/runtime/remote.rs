@@ -67,6 +67,8 @@ pub(super) struct Remote {
     idle_work: usize,
     /// When peers that are lost are looked for next.
     look_at: Nanos,
+    /// Asks for volumes that are being taken over here, with the index of the peer.
+    unready: Vec<(usize, Wanted)>,
 }
 
 impl Remote {
@@ -98,6 +100,7 @@ impl Remote {
             counters: RemoteCounters::default(),
             idle_work: 0,
             look_at: now,
+            unready: Vec::new(),
         })
     }
 

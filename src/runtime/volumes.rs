@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::fence::{Fence, FenceError};
+use super::fence::{Fence, FenceError, Victim};
 use super::parts::{JournalParts, TapOwner, VolumeParts};
-use super::plan::{HOST_PAYLOAD_BYTES_MAX, Plan, PollerPlan};
+use super::plan::{HOST_PAYLOAD_BYTES_MAX, Plan, PollerPlan, fixed_because};
 use crate::config::{Disk, FileEngine, Mover, Role, Uuid, Volume};
 use crate::control::model::Fencing;
+use crate::proto::membership::SiteRecord;
 use crate::proto::types::{MoverId, VolumeId};
 use crate::spdk::address::Address;
 use crate::spdk::base::{Base, HostIdentity};
@@ -93,12 +94,15 @@ pub enum VolumeError {
 /// The block devices of a mover, in use.
 #[derive(Debug)]
 pub struct Volumes {
-    /// The block device of each volume whose blocks this mover writes; none for write-only legs.
+    /// The block device of each volume whose blocks this mover writes, or may come to write; none for
+    /// write-only legs.
     bdevs: BTreeMap<VolumeId, Option<(String, Geometry)>>,
     /// The taps by the index that their commands carry, with their volumes: this mover's own, and
     /// those of other primary movers, so that hosts find every volume here (P3).
     taps: Vec<(TapVolume, VolumeId)>,
     journal: Option<(String, Geometry)>,
+    /// Bases that several movers reach and that can be fenced: block device and namespace.
+    shared: BTreeMap<VolumeId, (String, u32)>,
     /// Taken when the mover leaves its bases.
     fence: Option<Fence>,
 }
@@ -111,8 +115,8 @@ struct Opener<'a> {
 }
 
 impl Volumes {
-    /// Makes everything that `mover` needs, and keeps other movers from writing its bases, in its
-    /// life `incarnation`. On the app thread.
+    /// Makes everything that `mover` needs in its life `incarnation`. On the app thread. Nothing may be
+    /// written before [`Self::join`].
     ///
     /// # Errors
     /// [`VolumeError`]; what was made before goes with `subsystems`.
@@ -126,9 +130,17 @@ impl Volumes {
         let host = host_identity(mover);
         let mut fence = Fence::new(MoverId(mover.mover.id), incarnation, host.id);
         let mut opener = Opener { subsystems, host, controllers: BTreeMap::new() };
-        let mut volumes =
-            Self { bdevs: BTreeMap::new(), taps: Vec::new(), journal: None, fence: None };
+        let mut volumes = Self {
+            bdevs: BTreeMap::new(),
+            taps: Vec::new(),
+            journal: None,
+            shared: BTreeMap::new(),
+            fence: None,
+        };
         let at_primary = mover.mover.role == Role::Primary;
+        // A volume that can change its mover is the same at each of them, so that a host which takes
+        // another path finds what it was told: no mover can compare and write at once for another.
+        let bound = fixed_because(mover).is_some();
         for (group, index) in plan.pollers.iter().flat_map(|poller| &poller.volumes) {
             let (group, volume) = (&mover.groups[*group], &mover.groups[*group].volumes[*index]);
             let disk = if at_primary { &volume.base } else { &volume.target.base };
@@ -139,7 +151,9 @@ impl Volumes {
             let bdev = opener.open(&name, disk, &need, &mut *pump)?;
             let id = VolumeId(volume.id);
             match (&bdev, disk.nsid().filter(|_| disk.shared())) {
-                (Some((bdev, _)), Some(nsid)) => fence.join(id, bdev, nsid, &mut *pump)?,
+                (Some((bdev, _)), Some(nsid)) => {
+                    volumes.shared.insert(id, (bdev.clone(), nsid));
+                }
                 (Some(_), None) if disk.shared() => {
                     fence.bind(id, "movers share it, and a file has no reservations");
                 }
@@ -148,20 +162,29 @@ impl Volumes {
             }
             if at_primary {
                 let write_cache = bdev.as_ref().is_some_and(|(_, geometry)| geometry.write_cache);
-                volumes.add_tap(&need.what, volume, write_cache, true)?;
+                volumes.add_tap(&need.what, volume, write_cache || !bound, bound)?;
             }
             volumes.bdevs.insert(VolumeId(volume.id), bdev);
         }
         for (group, index) in plan.pollers.iter().flat_map(|poller| &poller.foreign) {
             let (group, volume) = (&mover.groups[*group], &mover.groups[*group].volumes[*index]);
+            let what = format!("volume {}/{}", group.name, volume.name);
             // What is under it is the responsible mover's to know: a host that takes this path
             // flushes, and the flush goes there.
-            volumes.add_tap(
-                &format!("volume {}/{}", group.name, volume.name),
-                volume,
-                true,
-                false,
-            )?;
+            volumes.add_tap(&what, volume, true, false)?;
+            if bound {
+                continue;
+            }
+            // This mover may take it over.
+            let name = format!("base{}", volume.id);
+            let need =
+                Need { what, block_bytes: Some(volume.block_bytes), bytes: volume.size_mib << 20 };
+            let bdev = opener.open(&name, &volume.base, &need, &mut *pump)?;
+            let id = VolumeId(volume.id);
+            if let (Some((bdev, _)), Some(nsid)) = (&bdev, volume.base.nsid()) {
+                volumes.shared.insert(id, (bdev.clone(), nsid));
+            }
+            volumes.bdevs.insert(id, bdev);
         }
         if let Some(journal) = &mover.journal {
             let what = "the set journal".to_owned();
@@ -170,6 +193,47 @@ impl Volumes {
         }
         volumes.fence = Some(fence);
         Ok(volumes)
+    }
+
+    /// Keeps movers that do not join them from writing the bases of `volumes`, as far as they can be
+    /// fenced.
+    ///
+    /// # Errors
+    /// [`FenceError`]; nothing may be written then.
+    pub fn join(
+        &mut self,
+        volumes: impl Fn(VolumeId) -> bool,
+        pump: Pump<'_>,
+    ) -> Result<(), FenceError> {
+        let Some(fence) = &mut self.fence else { return Ok(()) };
+        for (id, (bdev, nsid)) in self.shared.iter().filter(|(id, _)| volumes(**id)) {
+            fence.join(*id, bdev, *nsid, &mut *pump)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps everybody but the members of an epoch, in the lives that are members, from the base of a
+    /// volume that this mover takes over (invariant 4). How many were shut out.
+    ///
+    /// # Errors
+    /// [`FenceError`]; nothing may be written then.
+    pub fn take_over(
+        &mut self,
+        volume: VolumeId,
+        members: &BTreeMap<MoverId, u64>,
+        pump: Pump<'_>,
+    ) -> Result<usize, FenceError> {
+        let Some(fence) = &mut self.fence else { return Ok(0) };
+        if self.bdevs.get(&volume).is_some_and(Option::is_none) {
+            // A write-only leg: there is nothing that could be written.
+            return Ok(0);
+        }
+        if let Some((bdev, nsid)) = self.shared.get(&volume)
+            && !fence.knows(volume)
+        {
+            fence.join(volume, bdev, *nsid, &mut *pump)?;
+        }
+        Ok(fence.preempt(volume, Victim::AllBut(members), pump)?.len())
     }
 
     /// Shows `volume` to hosts, as every mover does: the same identity and size.
@@ -206,19 +270,26 @@ impl Volumes {
         self.taps.iter().find(|(_, volume)| *volume == id).map(|(tap, _)| tap.name())
     }
 
-    /// The volumes of one poller, in the order of its state machine's configuration.
+    /// The volumes of one poller, in the order of its state machine's configuration. `record` is what
+    /// the primary site has agreed on.
     #[must_use]
-    pub fn parts(&self, mover: &Mover, plan: &Plan, poller: &PollerPlan) -> Vec<VolumeParts> {
+    pub fn parts(
+        &self,
+        mover: &Mover,
+        record: &SiteRecord,
+        poller: &PollerPlan,
+    ) -> Vec<VolumeParts> {
+        let at_primary = mover.mover.role == Role::Primary;
         let all = poller.volumes.iter().chain(&poller.foreign);
         all.map(|(group, index)| &mover.groups[*group].volumes[*index])
-            .zip(0..)
-            .map(|(volume, index)| {
+            .map(|volume| {
                 let id = VolumeId(volume.id);
                 let bdev = self.bdevs.get(&id).and_then(Option::as_ref);
+                let owner = record.owner(id).filter(|owner| at_primary && *owner != poller.shard);
                 VolumeParts {
                     id,
                     block_bytes: volume.block_bytes,
-                    owner: plan.topology.owner_of(volume).filter(|_| index >= poller.volumes.len()),
+                    owner,
                     bdev: bdev.map(|(name, _)| name.clone()),
                 }
             })
@@ -272,11 +343,6 @@ impl Volumes {
     #[must_use]
     pub fn fencing(&self) -> BTreeMap<VolumeId, Fencing> {
         self.fence.as_ref().map(Fence::fencing).unwrap_or_default()
-    }
-
-    /// What keeps other movers from the bases, for taking volumes over.
-    pub fn fence(&mut self) -> Option<&mut Fence> {
-        self.fence.as_mut()
     }
 
     /// Leaves the bases' reservations and removes the taps; bases go with SPDK's subsystems. Hosts and pollers have let go of both.

@@ -266,7 +266,8 @@ impl Cluster {
                 block_bytes: profile.block_bytes,
                 has_base: true,
                 target: Some(self.shard_id(self.observer.volumes[v as usize].target)),
-                next_seq: Seq(1),
+                // What a store may still have of a volume that is another shard's by now.
+                next_seq: if owner == me { Seq(1) } else { Seq(1 << 40) },
             })
             .collect();
         let config = PrimaryConfig {

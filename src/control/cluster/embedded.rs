@@ -13,7 +13,7 @@ use super::{
     ClusterError, ClusterStore, Event, Leader, Lease, Me, RecordError, Revision, SiteRecord, Swap,
 };
 use crate::config::ClusterStoreKind;
-use crate::proto::types::MoverId;
+use crate::proto::types::{Epoch, MoverId};
 
 /// `record` → (version, document).
 const RECORD: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("cluster");
@@ -165,6 +165,8 @@ impl ClusterStore for EmbeddedStore {
         Ok(())
     }
 
+    fn tell_whole(&mut self, _epoch: Epoch) {}
+
     fn campaign(&mut self, _wanted: bool) {}
 
     fn lease(&self) -> Lease {
@@ -178,21 +180,26 @@ impl ClusterStore for EmbeddedStore {
 mod tests {
     use super::super::{Alive, Known, Member};
     use super::*;
-    use crate::proto::types::{Epoch, VolumeId};
+    use crate::proto::types::{ShardId, VolumeId};
+    use std::collections::BTreeSet;
     use std::time::Instant;
 
     fn me(incarnation: u64) -> Me {
-        let alive = Alive { name: "p1".into(), incarnation };
+        let alive = Alive { name: "p1".into(), incarnation, whole: None };
         Me { site: "here".into(), mover: MoverId(1), alive }
     }
 
     fn record(movers: u16, epoch: u32) -> SiteRecord {
-        let member = |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: None });
+        let member =
+            |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: None, since: 1 });
         SiteRecord {
             epoch: Epoch(epoch),
             members: (1..=movers).map(member).collect(),
+            coordinator: ShardId::new(1, 0),
             map_version: 1,
-            owners: BTreeMap::from([(VolumeId(1), MoverId(1))]),
+            owners: BTreeMap::from([(VolumeId(1), ShardId::new(1, 0))]),
+            moved: BTreeSet::new(),
+            failures: 0,
             excluded: BTreeMap::new(),
         }
     }

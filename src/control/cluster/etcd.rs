@@ -10,7 +10,7 @@
 //! | key | value | lasts |
 //! | --- | --- | --- |
 //! | `record` | the site's record ([`super::record`]) | for ever |
-//! | `members/ID` | `{"name", "incarnation"}` | as long as the mover's lease |
+//! | `members/ID` | `{"name", "incarnation", "whole"}` | as long as the mover's lease |
 //! | `leader` | `{"mover", "incarnation"}` | as long as the leader's lease |
 
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{ClusterError, ClusterStore, Event, Lease, Me, Swap};
 use crate::config::{Cluster, ClusterStoreKind};
+use crate::proto::types::Epoch;
 
 mod site;
 mod worker;
@@ -37,6 +38,7 @@ const EVENTS_MAX: usize = 1024;
 enum Request {
     Swap(Swap),
     Campaign(bool),
+    Whole(Epoch),
     Leave,
 }
 
@@ -110,6 +112,13 @@ impl ClusterStore for EtcdStore {
     fn campaign(&mut self, wanted: bool) {
         if self.requests.try_send(Request::Campaign(wanted)).is_err() {
             tracing::warn!(wanted, "too many requests to the cluster store are under way");
+        }
+    }
+
+    fn tell_whole(&mut self, epoch: Epoch) {
+        if self.requests.try_send(Request::Whole(epoch)).is_err() {
+            // Others count this mover as not whole: they are only more careful.
+            tracing::warn!(%epoch, "too many requests to the cluster store are under way");
         }
     }
 

@@ -16,13 +16,16 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ClusterStoreKind;
-use crate::proto::types::MoverId;
+use crate::proto::types::{Epoch, MoverId};
 
 pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod part;
+pub mod propose;
 pub mod record;
+#[cfg(test)]
+pub(in crate::control) mod script;
 
 pub use record::{Exclusion, Member, RecordError, SiteRecord};
 
@@ -38,6 +41,10 @@ pub struct Alive {
     pub name: String,
     /// Its life: the count of its starts.
     pub incarnation: u64,
+    /// The latest epoch in which it has heard every member, is up to date with its volumes, and has all
+    /// the copies that it should have elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<u32>,
 }
 
 /// Who leads a site.
@@ -158,6 +165,9 @@ pub trait ClusterStore: Send + std::fmt::Debug {
     /// Whether this mover wants to lead. Who wants to and leads goes on as long as its lease; who
     /// does not want to any more resigns.
     fn campaign(&mut self, wanted: bool);
+    /// Tells the others, as long as the lease lasts, that this mover is whole in `epoch`
+    /// ([`Alive::whole`]).
+    fn tell_whole(&mut self, epoch: Epoch);
     /// How long this mover counts as alive, without asking anybody.
     fn lease(&self) -> Lease;
     /// Leaves in order: resigns and gives the lease back. Waits at most about as long as one request

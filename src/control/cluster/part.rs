@@ -1,7 +1,7 @@
-//! A mover's part in its site's store: it says that it is alive, stands for the lead, and as leader
-//! publishes the first record. What else is done with the record is not decided here.
+//! A mover's part in its site's store: it says that it is alive, stands for the lead, and where the
+//! membership is fixed publishes the record as leader. Changes of it are in [`super::propose`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use super::embedded::{EmbeddedError, EmbeddedStore};
 use super::{Alive, ClusterError, ClusterStore, Event, Known, Lease, Me, Member, SiteRecord, Swap};
 use crate::config::{self, ClusterStoreKind, Mover, Role};
 use crate::control::model::{ClusterInfo, ClusterRecord, EventLevel, ExcludedInfo};
-use crate::proto::types::{MoverId, VolumeId};
-use crate::runtime::plan::{FIRST_EPOCH, FIRST_MAP};
+use crate::proto::types::{MoverId, ShardId, VolumeId};
+use crate::runtime::plan::{FIRST_EPOCH, FIRST_MAP, Topology, fixed_because};
 
 /// How often a file that is in use is tried again.
 const TRY_EVERY: Duration = Duration::from_millis(50);
@@ -43,39 +43,48 @@ pub struct Told {
 /// A mover's part.
 #[derive(Debug)]
 pub struct Part {
-    me: Me,
-    store: Box<dyn ClusterStore>,
-    known: Known,
-    configured: SiteRecord,
+    pub(super) me: Me,
+    pub(super) store: Box<dyn ClusterStore>,
+    pub(super) known: Known,
+    pub(super) configured: SiteRecord,
     endpoints: Vec<String>,
     /// Since when the store does not answer, Unix milliseconds; from the start on.
     unavailable_since_ms: Option<u64>,
-    /// The change that is under way.
-    publishing: Option<u64>,
+    /// The change that is under way, and what it is in words.
+    pub(super) changing: Option<(u64, String)>,
     tickets: u64,
+    /// Why the membership never changes; none where it follows the record.
+    fixed: Option<String>,
+    /// What each life said last of the epoch in which it is whole: also of those that fell since.
+    pub(super) whole: BTreeMap<(MoverId, u64), u32>,
 }
 
 /// What the configuration says of the site of `mover`.
 #[must_use]
 pub fn configured(mover: &Mover) -> SiteRecord {
-    let members = mover.members_of(mover.mover.role);
-    let id = |name: &str| members.iter().find(|m| m.name == name).map(|m| MoverId(m.id));
+    let (role, topology) = (mover.mover.role, Topology::new(mover));
     let volumes = mover.groups.iter().flat_map(|group| &group.volumes);
     let owners = volumes.filter_map(|volume| {
-        let owner = match mover.mover.role {
-            Role::Primary => &volume.mover,
-            Role::Secondary => &volume.target.mover,
+        let owner = match role {
+            Role::Primary => topology.owner_of(volume),
+            Role::Secondary => topology.target_of(volume),
         };
-        Some((VolumeId(volume.id), id(owner)?))
+        Some((VolumeId(volume.id), owner?))
     });
+    let me = ShardId { mover: MoverId(mover.mover.id), poller: 0 };
+    let member =
+        |name: &str| Member { name: name.to_owned(), incarnation: None, since: FIRST_EPOCH.0 };
     SiteRecord {
         epoch: FIRST_EPOCH,
+        coordinator: match role {
+            Role::Primary => topology.primary_coordinator,
+            Role::Secondary => topology.secondary_coordinator.unwrap_or(me),
+        },
         map_version: FIRST_MAP.0,
         owners: owners.collect(),
-        members: members
-            .iter()
-            .map(|m| (MoverId(m.id), Member { name: m.name.to_owned(), incarnation: None }))
-            .collect(),
+        members: mover.members_of(role).iter().map(|m| (MoverId(m.id), member(m.name))).collect(),
+        moved: BTreeSet::new(),
+        failures: 0,
         excluded: BTreeMap::new(),
     }
 }
@@ -95,7 +104,7 @@ impl Part {
         let me = Me {
             site: mover.mover.site.clone(),
             mover: MoverId(mover.mover.id),
-            alive: Alive { name: mover.mover.name.clone(), incarnation },
+            alive: Alive { name: mover.mover.name.clone(), incarnation, whole: None },
         };
         let configured = configured(mover);
         let store: Box<dyn ClusterStore> = match mover.cluster.store {
@@ -105,14 +114,16 @@ impl Part {
             }
             ClusterStoreKind::Etcd => etcd(&mover.cluster, &me)?,
         };
-        Ok(Self::with(store, me, configured, mover.cluster.endpoints.clone(), unix_ms))
+        let fixed = fixed_because(mover);
+        Ok(Self::with(store, me, configured, mover.cluster.endpoints.clone(), fixed, unix_ms))
     }
 
-    fn with(
+    pub(super) fn with(
         mut store: Box<dyn ClusterStore>,
         me: Me,
         configured: SiteRecord,
         endpoints: Vec<String>,
+        fixed: Option<String>,
         unix_ms: u64,
     ) -> Self {
         store.campaign(true);
@@ -124,8 +135,10 @@ impl Part {
             configured,
             endpoints,
             unavailable_since_ms,
-            publishing: None,
+            changing: None,
             tickets: 0,
+            fixed,
+            whole: BTreeMap::new(),
         }
     }
 
@@ -135,9 +148,16 @@ impl Part {
         while let Some(event) = self.store.next_event() {
             let before = (self.known.unavailable.is_some(), self.known.leader.clone());
             self.known.note(&event);
+            if let Event::Alive(alive) = &event {
+                let whole =
+                    alive.iter().filter_map(|(id, a)| Some(((*id, a.incarnation), a.whole?)));
+                self.whole.extend(whole);
+            }
             told.extend(self.tell(&event, before, unix_ms));
         }
-        self.publish();
+        if self.fixed.is_some() {
+            self.publish();
+        }
         told
     }
 
@@ -172,17 +192,15 @@ impl Part {
                 };
                 told(EventLevel::Info, "cluster-leader", message)
             }
-            Event::Swapped(ticket, result) if self.publishing == Some(*ticket) => {
-                self.publishing = None;
+            Event::Swapped(ticket, result)
+                if self.changing.as_ref().is_some_and(|(under_way, _)| under_way == ticket) =>
+            {
+                let (_, what) = self.changing.take()?;
                 match result {
-                    Ok(_) => {
-                        let epoch = self.configured.epoch.0;
-                        let message = format!("published the site's record of epoch {epoch}");
-                        told(EventLevel::Info, "cluster-record", message)
-                    }
-                    // It is tried again as long as there is none.
+                    Ok(_) => told(EventLevel::Info, "cluster-record", what),
+                    // As long as it is wanted, it is tried again.
                     Err(error) => {
-                        tracing::info!(%error, "the first record was not published");
+                        tracing::info!(%error, "not done: {what}");
                         None
                     }
                 }
@@ -195,20 +213,32 @@ impl Part {
     fn publish(&mut self) {
         let there = self.known.record.is_some() || self.known.bad.is_some();
         let away = !self.known.heard || self.known.unavailable.is_some();
-        if there || away || self.publishing.is_some() || !self.leads() {
+        if there || away || self.changing.is_some() || !self.leads() {
             return;
         }
         let mut record = self.configured.clone();
         for (id, member) in &mut record.members {
             member.incarnation = self.known.alive.get(id).map(|alive| alive.incarnation);
         }
+        let what = format!("published the site's record of epoch {}", record.epoch.0);
+        self.change(record, true, what);
+    }
+
+    /// Asks the store for `record` instead of the present one; `what` says what that does.
+    pub(super) fn change(&mut self, record: SiteRecord, as_leader: bool, what: String) {
         self.tickets += 1;
         let (ticket, expected) = (self.tickets, self.known.revision);
-        match self.store.swap(Swap { ticket, expected, record, as_leader: true }) {
-            Ok(()) => self.publishing = Some(ticket),
+        match self.store.swap(Swap { ticket, expected, record, as_leader }) {
+            Ok(()) => self.changing = Some((ticket, what)),
             Err(ClusterError::Busy) => {}
-            Err(error) => tracing::warn!(%error, "the first record cannot be published"),
+            Err(error) => tracing::warn!(%error, "cannot be done: {what}"),
         }
+    }
+
+    /// Why the membership never changes; none where it follows the record.
+    #[must_use]
+    pub fn fixed(&self) -> Option<&str> {
+        self.fixed.as_deref()
     }
 
     /// Whether this mover leads its site now.
@@ -221,11 +251,6 @@ impl Part {
     #[must_use]
     pub fn known(&self) -> &Known {
         &self.known
-    }
-
-    /// The store, for changes of the record.
-    pub fn store(&mut self) -> &mut dyn ClusterStore {
-        &mut *self.store
     }
 
     /// What is not as it should be.
@@ -279,6 +304,8 @@ impl Part {
                 }
             },
             alive: known.alive.values().map(|alive| alive.name.clone()).collect(),
+            fixed: self.fixed.clone(),
+            whole: self.is_whole(),
             record,
         }
     }
@@ -289,7 +316,7 @@ impl Part {
         self.store.leave();
     }
 
-    fn name(&self, id: MoverId) -> String {
+    pub(super) fn name(&self, id: MoverId) -> String {
         let configured = self.configured.members.get(&id).map(|member| member.name.clone());
         configured.unwrap_or_else(|| id.to_string())
     }
@@ -326,64 +353,15 @@ fn etcd(_config: &config::Cluster, _me: &Me) -> Result<Box<dyn ClusterStore>, Pa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::cluster::{Leader, Revision};
-    use crate::proto::types::Epoch;
-    use std::collections::VecDeque;
-    use std::sync::{Arc, Mutex};
-
-    /// A store that is told what to say, and notes what it is asked.
-    #[derive(Debug, Default, Clone)]
-    struct Script {
-        events: Arc<Mutex<VecDeque<Event>>>,
-        asked: Arc<Mutex<Vec<Swap>>>,
-    }
-
-    impl ClusterStore for Script {
-        fn kind(&self) -> ClusterStoreKind {
-            ClusterStoreKind::Etcd
-        }
-        fn next_event(&mut self) -> Option<Event> {
-            self.events.lock().unwrap().pop_front()
-        }
-        fn swap(&mut self, swap: Swap) -> Result<(), ClusterError> {
-            self.asked.lock().unwrap().push(swap);
-            Ok(())
-        }
-        fn campaign(&mut self, _wanted: bool) {}
-        fn lease(&self) -> Lease {
-            Lease::Until(Instant::now() + Duration::from_secs(60))
-        }
-        fn leave(self: Box<Self>) {}
-    }
-
-    fn part(script: &Script) -> Part {
-        let member = |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: None });
-        let configured = SiteRecord {
-            epoch: Epoch(1),
-            members: (1..=2).map(member).collect(),
-            map_version: 1,
-            owners: BTreeMap::new(),
-            excluded: BTreeMap::new(),
-        };
-        let alive = Alive { name: "p1".into(), incarnation: 4 };
-        let me = Me { site: "here".into(), mover: MoverId(1), alive };
-        Part::with(Box::new(script.clone()), me, configured, vec!["http://e:1".into()], 1_000)
-    }
-
-    fn leader(mover: u16, incarnation: u64) -> Event {
-        Event::Leader(Some(Leader { mover: MoverId(mover), incarnation, term: 5 }))
-    }
-
-    fn happens(script: &Script, events: impl IntoIterator<Item = Event>) {
-        script.events.lock().unwrap().extend(events);
-    }
+    use crate::control::cluster::Revision;
+    use crate::control::cluster::script::{Script, alive, happens, leader, part};
 
     #[test]
     fn the_leader_publishes_the_first_record_with_the_lives_that_it_knows() {
         let script = Script::default();
-        let mut part = part(&script);
-        let alive = BTreeMap::from([(MoverId(1), Alive { name: "p1".into(), incarnation: 4 })]);
-        happens(&script, [Event::Record(Revision(0), None), Event::Alive(alive), Event::Available]);
+        let mut part = part(&script, Some("for the test"));
+        let there = Event::Alive(alive(&[(1, 4, None)]));
+        happens(&script, [Event::Record(Revision(0), None), there, Event::Available]);
         part.turn(1_000);
         assert!(script.asked.lock().unwrap().is_empty(), "nobody leads yet");
         happens(&script, [leader(1, 3)]);
@@ -396,7 +374,7 @@ mod tests {
         assert_eq!(asked.len(), 1, "once");
         assert!(asked[0].as_leader && asked[0].expected == Revision(0));
         let lives: Vec<_> = asked[0].record.members.values().map(|m| m.incarnation).collect();
-        assert_eq!(lives, [Some(4), None]);
+        assert_eq!(lives, [Some(4), None, None]);
         // Refused: again, as long as there is none.
         happens(&script, [Event::Swapped(1, Err(ClusterError::NotLeader))]);
         part.turn(1_000);
@@ -416,7 +394,7 @@ mod tests {
     #[test]
     fn a_store_that_does_not_answer_is_told_once_and_since_when() {
         let script = Script::default();
-        let mut part = part(&script);
+        let mut part = part(&script, Some("for the test"));
         assert!(!part.info().available && part.fault(5_000).is_none(), "not known yet");
         happens(&script, [Event::Available]);
         assert!(part.turn(2_000).is_empty());
@@ -434,12 +412,12 @@ mod tests {
     #[test]
     fn a_record_that_is_not_understood_is_not_written_over() {
         let script = Script::default();
-        let mut part = part(&script);
-        let why = crate::control::cluster::RecordError::Format { found: "2".into() };
+        let mut part = part(&script, Some("for the test"));
+        let why = crate::control::cluster::RecordError::Format { found: "9".into() };
         happens(&script, [Event::BadRecord(Revision(3), why), leader(1, 4), Event::Available]);
         let told = part.turn(1_000);
         assert_eq!((told[0].level, told[0].kind), (EventLevel::Error, "cluster-record"));
         assert!(script.asked.lock().unwrap().is_empty());
-        assert!(part.fault(1_000).unwrap().contains("format 2"));
+        assert!(part.fault(1_000).unwrap().contains("format 9"));
     }
 }

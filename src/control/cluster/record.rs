@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::proto::types::{Epoch, MoverId, VolumeId};
+use crate::proto::membership;
+use crate::proto::types::{Epoch, MapVersion, MoverId, ShardId, VolumeId};
 
 /// Version of the document.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What a site agrees on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +20,16 @@ pub struct SiteRecord {
     pub epoch: Epoch,
     /// The members of that epoch.
     pub members: BTreeMap<MoverId, Member>,
+    /// The shard that runs the boundaries, or coordinates the secondary site.
+    pub coordinator: ShardId,
     /// Version of the assignment.
     pub map_version: u32,
-    /// Who is responsible for each volume.
-    pub owners: BTreeMap<VolumeId, MoverId>,
+    /// The shard that is responsible for each volume.
+    pub owners: BTreeMap<VolumeId, ShardId>,
+    /// Volumes whose former owner failed and whose new one may not have brought them up to date yet.
+    pub moved: BTreeSet<VolumeId>,
+    /// Movers that failed since everything was last held by as many movers as it should be.
+    pub failures: u8,
     /// Movers that were excluded and have not come back as new.
     pub excluded: BTreeMap<MoverId, Exclusion>,
 }
@@ -35,6 +42,8 @@ pub struct Member {
     pub name: String,
     /// The life that is a member: the count of its starts. None while it has not been heard of.
     pub incarnation: Option<u64>,
+    /// The epoch since which this life takes part without interruption.
+    pub since: u32,
 }
 
 /// How a mover was excluded.
@@ -78,7 +87,9 @@ struct Document {
     format: u64,
     epoch: u32,
     members: BTreeMap<u16, Member>,
+    coordinator: Place,
     map: Map,
+    failures: u8,
     excluded: BTreeMap<u16, Exclusion>,
 }
 
@@ -86,7 +97,24 @@ struct Document {
 #[serde(deny_unknown_fields)]
 struct Map {
     version: u32,
-    owners: BTreeMap<u32, u16>,
+    owners: BTreeMap<u32, Place>,
+    moved: BTreeSet<u32>,
+}
+
+/// A shard: mover and poller.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Place(u16, u8);
+
+impl From<ShardId> for Place {
+    fn from(shard: ShardId) -> Self {
+        Self(shard.mover.0, shard.poller)
+    }
+}
+
+impl From<Place> for ShardId {
+    fn from(Place(mover, poller): Place) -> Self {
+        Self { mover: MoverId(mover), poller }
+    }
 }
 
 impl SiteRecord {
@@ -97,10 +125,13 @@ impl SiteRecord {
             format: FORMAT,
             epoch: self.epoch.0,
             members: self.members.iter().map(|(id, member)| (id.0, member.clone())).collect(),
+            coordinator: self.coordinator.into(),
             map: Map {
                 version: self.map_version,
-                owners: self.owners.iter().map(|(volume, mover)| (volume.0, mover.0)).collect(),
+                owners: self.owners.iter().map(|(v, shard)| (v.0, (*shard).into())).collect(),
+                moved: self.moved.iter().map(|volume| volume.0).collect(),
             },
+            failures: self.failures,
             excluded: self.excluded.iter().map(|(id, why)| (id.0, why.clone())).collect(),
         };
         // Plain maps and numbers: this cannot fail.
@@ -125,24 +156,92 @@ impl SiteRecord {
         let record = Self {
             epoch: Epoch(document.epoch),
             members: document.members.into_iter().map(|(id, m)| (MoverId(id), m)).collect(),
+            coordinator: document.coordinator.into(),
             map_version: document.map.version,
             owners: document
                 .map
                 .owners
                 .into_iter()
-                .map(|(v, m)| (VolumeId(v), MoverId(m)))
+                .map(|(v, place)| (VolumeId(v), place.into()))
                 .collect(),
+            moved: document.map.moved.into_iter().map(VolumeId).collect(),
+            failures: document.failures,
             excluded: document.excluded.into_iter().map(|(id, why)| (MoverId(id), why)).collect(),
         };
         record.consistent()?;
         Ok(record)
     }
 
+    /// What the protocol needs of it.
+    #[must_use]
+    pub fn agreed(&self) -> membership::SiteRecord {
+        membership::SiteRecord {
+            epoch: self.epoch,
+            map_version: MapVersion(self.map_version),
+            members: self.members.keys().copied().collect(),
+            since: self.members.values().map(|member| Epoch(member.since)).collect(),
+            coordinator: self.coordinator,
+            owners: self.owners.iter().map(|(volume, shard)| (*volume, *shard)).collect(),
+            moved: self.moved.iter().copied().collect(),
+            failures: self.failures,
+        }
+    }
+
+    /// This record with what the protocol made of it for the next epoch. `joined` are the members that
+    /// are not in this one; who is not in `next` is noted as excluded, at `unix_ms`, for `reason`.
+    #[must_use]
+    pub fn followed_by(
+        &self,
+        next: &membership::SiteRecord,
+        joined: &BTreeMap<MoverId, Member>,
+        unix_ms: u64,
+        reason: &str,
+    ) -> Self {
+        let member = |id: &MoverId| {
+            let known = self.members.get(id).or_else(|| joined.get(id))?;
+            let since = next.since(*id).unwrap_or(next.epoch).0;
+            Some((*id, Member { since, ..known.clone() }))
+        };
+        let mut excluded = self.excluded.clone();
+        excluded.retain(|id, _| !next.members.contains(id));
+        for (id, member) in self.members.iter().filter(|(id, _)| !next.members.contains(id)) {
+            let exclusion = Exclusion {
+                incarnation: member.incarnation,
+                epoch: next.epoch.0,
+                since_unix_ms: unix_ms,
+                reason: reason.to_owned(),
+            };
+            excluded.insert(*id, exclusion);
+        }
+        Self {
+            epoch: next.epoch,
+            members: next.members.iter().filter_map(member).collect(),
+            coordinator: next.coordinator,
+            map_version: next.map_version.0,
+            owners: next.owners.iter().copied().collect(),
+            moved: next.moved.iter().copied().collect(),
+            failures: next.failures,
+            excluded,
+        }
+    }
+
+    /// The life that is a member.
+    #[must_use]
+    pub fn life(&self, mover: MoverId) -> Option<u64> {
+        self.members.get(&mover).and_then(|member| member.incarnation)
+    }
+
     fn consistent(&self) -> Result<(), RecordError> {
         let wrong = |what: String| Err(RecordError::Contradiction(what));
-        let owners: BTreeSet<MoverId> = self.owners.values().copied().collect();
+        let owners: BTreeSet<MoverId> = self.owners.values().map(|shard| shard.mover).collect();
         if let Some(owner) = owners.iter().find(|owner| !self.members.contains_key(owner)) {
             return wrong(format!("mover {} is responsible and no member", owner.0));
+        }
+        if !self.members.contains_key(&self.coordinator.mover) {
+            return wrong(format!(
+                "mover {} coordinates and is no member",
+                self.coordinator.mover.0
+            ));
         }
         let both = self.excluded.keys().find(|id| self.members.contains_key(id));
         if let Some(id) = both {
@@ -160,11 +259,17 @@ mod tests {
         SiteRecord {
             epoch: Epoch(4),
             members: BTreeMap::from([
-                (MoverId(1), Member { name: "p1".into(), incarnation: Some(7) }),
-                (MoverId(3), Member { name: "p3".into(), incarnation: None }),
+                (MoverId(1), Member { name: "p1".into(), incarnation: Some(7), since: 2 }),
+                (MoverId(3), Member { name: "p3".into(), incarnation: None, since: 4 }),
             ]),
+            coordinator: ShardId::new(1, 0),
             map_version: 9,
-            owners: BTreeMap::from([(VolumeId(1), MoverId(1)), (VolumeId(2), MoverId(3))]),
+            owners: BTreeMap::from([
+                (VolumeId(1), ShardId::new(1, 0)),
+                (VolumeId(2), ShardId::new(3, 1)),
+            ]),
+            moved: BTreeSet::from([VolumeId(2)]),
+            failures: 1,
             excluded: BTreeMap::from([(
                 MoverId(2),
                 Exclusion {
@@ -186,16 +291,40 @@ mod tests {
     fn the_document_keeps_its_form() {
         assert_eq!(
             record().to_json(),
-            r#"{"format":1,"epoch":4,"members":{"1":{"name":"p1","incarnation":7},"3":{"name":"p3","incarnation":null}},"map":{"version":9,"owners":{"1":1,"2":3}},"excluded":{"2":{"incarnation":3,"epoch":4,"since_unix_ms":1800000000000,"reason":"silent"}}}"#
+            r#"{"format":2,"epoch":4,"members":{"1":{"name":"p1","incarnation":7,"since":2},"3":{"name":"p3","incarnation":null,"since":4}},"coordinator":[1,0],"map":{"version":9,"owners":{"1":[1,0],"2":[3,1]},"moved":[2]},"failures":1,"excluded":{"2":{"incarnation":3,"epoch":4,"since_unix_ms":1800000000000,"reason":"silent"}}}"#
         );
     }
 
     #[test]
+    fn the_next_record_knows_who_left_and_who_came() {
+        let now = record();
+        let change = membership::Change {
+            failed: &[MoverId(3)],
+            joined: &[MoverId(2)],
+            whole: true,
+            spare: None,
+        };
+        let next = now.agreed().next(&change, |_| 2, |_| 1).unwrap();
+        let came = Member { name: "p2".into(), incarnation: Some(4), since: 0 };
+        let joined = BTreeMap::from([(MoverId(2), came.clone())]);
+        let next = now.followed_by(&next, &joined, 77, "silent");
+        assert_eq!(next.members[&MoverId(1)], now.members[&MoverId(1)]);
+        assert_eq!(next.members[&MoverId(2)], Member { since: 5, ..came });
+        assert_eq!((next.life(MoverId(2)), next.life(MoverId(3))), (Some(4), None));
+        let left = &next.excluded[&MoverId(3)];
+        assert_eq!((left.epoch, left.since_unix_ms, left.reason.as_str()), (5, 77, "silent"));
+        assert!(!next.excluded.contains_key(&MoverId(2)), "it has come back");
+        assert_eq!(next.owners[&VolumeId(2)], ShardId::new(1, 1));
+        assert_eq!(next.agreed().since(MoverId(1)), Some(Epoch(2)));
+        assert_eq!(SiteRecord::from_json(next.to_json().as_bytes()), Ok(next));
+    }
+
+    #[test]
     fn a_document_of_another_version_is_refused_by_name() {
-        let text = record().to_json().replace("\"format\":1", "\"format\":2");
+        let text = record().to_json().replace("\"format\":2", "\"format\":1");
         let error = SiteRecord::from_json(text.as_bytes()).unwrap_err();
-        assert_eq!(error, RecordError::Format { found: "2".into() });
-        assert!(error.to_string().contains("format 2, this version reads 1"), "{error}");
+        assert_eq!(error, RecordError::Format { found: "1".into() });
+        assert!(error.to_string().contains("format 1, this version reads 2"), "{error}");
     }
 
     #[test]
@@ -204,7 +333,7 @@ mod tests {
         for (from, to) in [
             ("\"epoch\":4,\"members\"", "\"epoch\":4,\"more\":1,\"members\""),
             ("\"epoch\":4,\"members\"", "\"members\""),
-            ("\"format\":1,", ""),
+            ("\"format\":2,", ""),
             ("\"name\":\"p1\"", "\"name\":\"p1\",\"rack\":3"),
             ("\"epoch\":4,\"members\"", "\"epoch\":-1,\"members\""),
         ] {
@@ -219,10 +348,12 @@ mod tests {
     #[test]
     fn a_record_that_contradicts_itself_is_refused() {
         let mut foreign = record();
-        foreign.owners.insert(VolumeId(5), MoverId(8));
+        foreign.owners.insert(VolumeId(5), ShardId::new(8, 0));
+        let mut led = record();
+        led.coordinator = ShardId::new(2, 0);
         let mut both = record();
         both.excluded.insert(MoverId(1), both.excluded[&MoverId(2)].clone());
-        for record in [foreign, both] {
+        for record in [foreign, led, both] {
             let read = SiteRecord::from_json(record.to_json().as_bytes());
             assert!(matches!(read, Err(RecordError::Contradiction(_))), "{read:?}");
         }

@@ -29,6 +29,11 @@ impl Driver {
                     self.board.link(shard, peer, state, now);
                     self.tell_movers(now);
                 }
+                FromPoller::Entered { shard, epoch } => tracing::debug!(%shard, %epoch, "entered"),
+                FromPoller::Whole { shard, epoch } => self.whole(shard, epoch),
+                FromPoller::Fence { shard, volume, token } => {
+                    self.fence_wanted(now, shard, volume, token);
+                }
                 FromPoller::Excluded { volume, at } => self.excluded(at, volume),
                 FromPoller::Lost { shard, peer, lost } => self.lost(now, shard, peer, lost),
                 FromPoller::Failed { shard, reason } => {
@@ -169,8 +174,10 @@ impl Driver {
         let Some(poller) = self.plan.pollers.iter().find(|poller| poller.shard == shard) else {
             return;
         };
-        let volumes = poller.foreign.iter().map(|(g, v)| &self.mover.groups[*g].volumes[*v]);
-        let of_peer = volumes.filter(|v| self.plan.topology.owner_of(v) == Some(peer));
+        let volumes = poller.volumes.iter().chain(&poller.foreign);
+        let volumes = volumes.map(|(g, v)| &self.mover.groups[*g].volumes[*v]);
+        let record = &self.site.record;
+        let of_peer = volumes.filter(|v| record.owner(VolumeId(v.id)) == Some(peer));
         let state = if lost { PathState::Inaccessible } else { PathState::NonOptimized };
         let before = self.paths.len();
         self.paths.extend(of_peer.map(|volume| (VolumeId(volume.id), state)));

@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 
 mod excluded;
 mod lost;
+mod membership;
 mod stopping;
 
 const G: GroupId = GroupId(1);
@@ -68,7 +69,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(mut mover: Mover) -> Self {
+    fn new(mover: Mover) -> Self {
+        let start = Start { unix_offset_ns: UNIX_NS, ..Start::default() };
+        Self::with(mover, start, |mover| Part::start(mover, 1, 1, Duration::ZERO).unwrap())
+    }
+
+    fn with(mut mover: Mover, start: Start, part: impl FnOnce(&Mover) -> Part) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.redb");
         mover.mover.store.clone_from(&path);
@@ -76,8 +82,8 @@ impl Bench {
         let identity = StoreIdentity { site: me.site.clone(), mover: me.name.clone(), id: me.id };
         let (mut store, boot) = Store::open(&path, &identity, 1).unwrap();
         store.begin_serving(&[], 1).unwrap();
-        let cluster = Part::start(&mover, 1, 1, Duration::ZERO).unwrap();
-        let plan = Arc::new(Plan::new(&mover, &Start::default()).unwrap());
+        let cluster = part(&mover);
+        let plan = Arc::new(Plan::new(&mover, &start).unwrap());
         let shard = plan.pollers[0].shard;
         let links: Vec<LinkView> = plan.pollers[0].links.iter().map(|link| up(link.peer)).collect();
         let role = me.role;
@@ -87,9 +93,9 @@ impl Bench {
             mover: Arc::new(mover),
             warnings: Vec::new(),
             plan,
+            start,
             store,
             boot,
-            unix_offset_ns: UNIX_NS,
             pollers: vec![to],
             reports: from,
             fencing: BTreeMap::new(),
@@ -148,6 +154,10 @@ impl Bench {
                 ToPoller::PauseApply { paused, .. } => self.asked.push(format!("pause {paused}")),
                 ToPoller::Quiesce { quiesced } => self.asked.push(format!("quiesce {quiesced}")),
                 ToPoller::Refuse => self.asked.push("refuse".to_owned()),
+                ToPoller::Enter { record, .. } => {
+                    self.asked.push(format!("enter {}", record.epoch.0));
+                }
+                ToPoller::Fenced { token } => self.asked.push(format!("fenced {}", token.0)),
                 ToPoller::Ledger { .. } => self.asked.push("ledger".to_owned()),
             }
         }

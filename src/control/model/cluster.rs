@@ -24,6 +24,10 @@ pub struct ClusterInfo {
     pub lease_remaining_ms: Option<u64>,
     /// Names of the movers that the store counts as alive.
     pub alive: Vec<String>,
+    /// Why the membership never changes; none where it follows the record.
+    pub fixed: Option<String>,
+    /// Whether every member is whole in the record's epoch: as many may fail as there are spare copies.
+    pub whole: bool,
     /// The record; none while it is not known.
     pub record: Option<ClusterRecord>,
 }

@@ -106,6 +106,8 @@ pub enum ExitCode {
     Degraded = 6,
     /// Not done in time.
     Timeout = 7,
+    /// The other movers of the site excluded this one; started again, it joins them.
+    Excluded = 8,
 }
 
 impl From<ExitCode> for std::process::ExitCode {

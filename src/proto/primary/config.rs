@@ -101,6 +101,7 @@ pub struct VolumeConfig {
     pub has_base: bool,
     /// The secondary shard that receives it; none when the volume is only mirrored.
     pub target: Option<ShardId>,
-    /// The number of its next update; numbers below were used before (invariant 3).
+    /// The number of its next update, if this shard is responsible for it; numbers below were used before
+    /// (invariant 3). Of other volumes nothing is believed: it may date from long ago.
     pub next_seq: Seq,
 }

@@ -152,19 +152,26 @@ impl PrimaryShard {
         let volumes: Vec<Volume> = config
             .volumes
             .iter()
-            .map(|volume| Volume {
-                config: *volume,
-                owner: owner_index(config.me, config.mirrors.iter().map(|m| m.shard), volume.owner),
-                responsible: volume.owner,
-                ready: true,
-                standing: Standing::Ready,
-                confirmed: Seq(volume.next_seq.0.saturating_sub(1)),
-                told: config.epoch,
-                group: group_index(volume.group),
-                target: volume
-                    .target
-                    .map(|shard| target_index(&mut targets, shard, config.retained_max as usize)),
-                next_seq: volume.next_seq,
+            .map(|volume| {
+                let next_seq = if volume.owner == config.me { volume.next_seq } else { Seq(1) };
+                Volume {
+                    config: *volume,
+                    owner: owner_index(
+                        config.me,
+                        config.mirrors.iter().map(|m| m.shard),
+                        volume.owner,
+                    ),
+                    responsible: volume.owner,
+                    ready: true,
+                    standing: Standing::Ready,
+                    confirmed: Seq(next_seq.0.saturating_sub(1)),
+                    told: config.epoch,
+                    group: group_index(volume.group),
+                    target: volume.target.map(|shard| {
+                        target_index(&mut targets, shard, config.retained_max as usize)
+                    }),
+                    next_seq,
+                }
             })
             .collect();
         let mut by_id: Vec<(VolumeId, u32)> =

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::{Mover, Role, Volume};
-use crate::proto::types::{MoverId, ShardId};
+use super::{FIRST_EPOCH, FIRST_MAP};
+use crate::config::{ClusterStoreKind, Disk, Mover, Role, Volume};
+use crate::proto::membership::SiteRecord;
+use crate::proto::types::{MoverId, ShardId, VolumeId};
 
 /// A mover of either site.
 #[derive(Clone, Debug)]
@@ -23,7 +25,8 @@ pub struct Topology {
     /// Ascending by number.
     places: Vec<Place>,
     names: BTreeMap<String, MoverId>,
-    /// Every pair of shards that have a volume between them: responsible shard, target shard.
+    /// Every pair of shards that may have a volume between them: one that is responsible for it, now
+    /// or after a failure, and its target shard.
     transfers: BTreeSet<(ShardId, ShardId)>,
     /// Whether secondary shards mirror to one another.
     mirrored_there: bool,
@@ -54,9 +57,38 @@ impl Topology {
         };
         let volumes = mover.groups.iter().flat_map(|group| &group.volumes);
         topology.transfers = volumes
-            .filter_map(|volume| Some((topology.owner_of(volume)?, topology.target_of(volume)?)))
+            .filter_map(|volume| Some((topology.owners_of(volume), topology.target_of(volume)?)))
+            .flat_map(|(owners, target)| owners.into_iter().map(move |owner| (owner, target)))
             .collect();
         topology
+    }
+
+    /// What the configuration says of the primary site, as a record of the first epoch.
+    #[must_use]
+    pub fn record(&self, mover: &Mover) -> SiteRecord {
+        let members: Vec<MoverId> =
+            self.places.iter().filter(|p| p.role == Role::Primary).map(|p| p.id).collect();
+        let volumes = mover.groups.iter().flat_map(|group| &group.volumes);
+        let mut owners: Vec<(VolumeId, ShardId)> = volumes
+            .filter_map(|volume| Some((VolumeId(volume.id), self.owner_of(volume)?)))
+            .collect();
+        owners.sort_unstable();
+        SiteRecord {
+            epoch: FIRST_EPOCH,
+            map_version: FIRST_MAP,
+            since: vec![FIRST_EPOCH; members.len()],
+            members,
+            coordinator: self.primary_coordinator,
+            owners,
+            moved: Vec::new(),
+            failures: 0,
+        }
+    }
+
+    /// Pollers of a mover.
+    #[must_use]
+    pub fn pollers_of(&self, mover: MoverId) -> u8 {
+        self.places.iter().find(|place| place.id == mover).map_or(1, |place| place.pollers)
     }
 
     /// The number of the mover called `name`.
@@ -93,6 +125,15 @@ impl Topology {
     #[must_use]
     pub fn owner_of(&self, volume: &Volume) -> Option<ShardId> {
         Some(ShardId { mover: self.mover(&volume.mover)?, poller: volume.poller })
+    }
+
+    /// The shards that may become responsible for `volume`: one of every primary mover (F5).
+    #[must_use]
+    pub fn owners_of(&self, volume: &Volume) -> Vec<ShardId> {
+        let primaries = self.places.iter().filter(|place| place.role == Role::Primary);
+        let lane =
+            |place: &Place| ShardId { mover: place.id, poller: volume.poller % place.pollers };
+        primaries.map(lane).collect()
     }
 
     /// The secondary shard that receives `volume` (T1).
@@ -188,12 +229,13 @@ impl Topology {
     fn tells(&self, from: ShardId, to: ShardId) -> bool {
         let roles = (self.role_of(from.mover), self.role_of(to.mover));
         match roles {
+            // Poller 0 of any mover may come to run the boundaries.
             (Some(Role::Primary), Some(Role::Primary)) => {
-                to == self.primary_coordinator || self.mirror_targets(from).contains(&to)
+                to.poller == 0 || self.mirror_targets(from).contains(&to)
             }
             (Some(Role::Primary), Some(Role::Secondary)) => {
                 self.transfers.contains(&(from, to))
-                    || (from == self.primary_coordinator && Some(to) == self.secondary_coordinator)
+                    || (from.poller == 0 && Some(to) == self.secondary_coordinator)
             }
             (Some(Role::Secondary), Some(Role::Secondary)) => {
                 Some(to) == self.secondary_coordinator || self.partner_of(from) == Some(to)
@@ -201,4 +243,40 @@ impl Topology {
             _ => false,
         }
     }
+}
+
+/// Why the membership of the site of `mover` never changes; none where it follows the record in the
+/// cluster's store. A volume can change its mover only if another one reaches its base and can keep the
+/// former one from writing it (G13), and pollers that serve the same volumes must match.
+#[must_use]
+pub fn fixed_because(mover: &Mover) -> Option<String> {
+    let members = mover.members_of(Role::Primary);
+    if mover.mover.role == Role::Secondary {
+        return Some("movers of a secondary site do not take each other's volumes over".to_owned());
+    }
+    if mover.cluster.store == ClusterStoreKind::Embedded {
+        let reason = match members.len() {
+            1 => "the site has one mover",
+            _ => "cluster.store is \"embedded\"; movers can only agree in \"etcd\"",
+        };
+        return Some(reason.to_owned());
+    }
+    if members.len() < 2 {
+        return Some("the site has one mover".to_owned());
+    }
+    if let Some(other) = members.iter().find(|m| m.pollers != members[0].pollers) {
+        return Some(format!(
+            "{} has {} pollers and {} has {}; all primary movers must have as many",
+            members[0].name, members[0].pollers, other.name, other.pollers
+        ));
+    }
+    let movable = |disk: &Disk| *disk == Disk::None || disk.shared() && disk.nsid().is_some();
+    mover.groups.iter().find_map(|group| {
+        let volume = group.volumes.iter().find(|volume| !movable(&volume.base))?;
+        Some(format!(
+            "the base of {}/{} is no NVMe namespace that all primary movers reach, so no other mover \
+             could take the volume over",
+            group.name, volume.name
+        ))
+    })
 }

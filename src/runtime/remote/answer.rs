@@ -97,9 +97,21 @@ impl Poller {
     /// A peer asks for something.
     pub(super) fn asked(&mut self, from: ShardId, wanted: Wanted) {
         let Some(peer) = self.remote.index_of(from) else { return };
+        let index = self.volume_index(wanted.volume);
+        if index.is_some_and(|index| !self.volumes[index].ready) {
+            self.remote.unready.push((peer, wanted));
+            return;
+        }
         if !self.remote.peers[peer].wanted.is_empty() || !self.begin(peer, wanted) {
             self.remote.peers[peer].wanted.push_back(wanted);
             self.remote.idle_work += 1;
+        }
+    }
+
+    /// Takes again what waited for a volume to be taken over.
+    pub(in crate::runtime) fn ask_unready(&mut self) {
+        for (peer, wanted) in std::mem::take(&mut self.remote.unready) {
+            self.asked(self.remote.peers[peer].shard, wanted);
         }
     }
 
@@ -277,11 +289,12 @@ impl Poller {
     }
 
     /// What is under way for a peer that lost its memory is wanted no more, nor is what waits.
-    pub(super) fn drop_answers(&mut self, peer: ShardId) {
+    pub(in crate::runtime) fn drop_answers(&mut self, peer: ShardId) {
         let Some(index) = self.remote.index_of(peer) else { return };
         let wanted = &mut self.remote.peers[index].wanted;
         self.remote.idle_work -= wanted.len();
         wanted.clear();
+        self.remote.unready.retain(|(of, _)| *of != index);
         for slot in 0..self.remote.answers.slots.len() as u32 {
             match self.remote.answers.get_mut(slot) {
                 Some(answer) if answer.to == index && answer.phase == Phase::Working => {

@@ -219,6 +219,26 @@ impl Poller {
         done
     }
 
+    /// Takes back what was asked of peers that `gone` names, or waits to be.
+    pub(in crate::runtime) fn asks_gone(
+        &mut self,
+        gone: impl Fn(ShardId) -> bool,
+    ) -> Vec<HostCommand> {
+        let mut commands = Vec::new();
+        for peer in 0..self.remote.peers.len() {
+            let shard = self.remote.peers[peer].shard;
+            if !gone(shard) {
+                continue;
+            }
+            let ids: Vec<AskId> = self.remote.asks.of(peer).map(|ask| ask.id).collect();
+            commands.extend(ids.into_iter().filter_map(|id| self.asked_for(shard, id)));
+            let waiting = std::mem::take(&mut self.remote.peers[peer].waiting);
+            self.remote.idle_work -= waiting.len();
+            commands.extend(waiting);
+        }
+        commands
+    }
+
     /// Ends everything that is asked or waits to be: the mover lets its hosts go.
     pub(in crate::runtime) fn end_all_asks(&mut self) {
         for peer in 0..self.remote.peers.len() {

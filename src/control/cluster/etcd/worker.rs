@@ -138,6 +138,8 @@ impl Worker {
                     self.tell(Event::Swapped(swap.ticket, Err(error))).await?;
                 }
                 Ok(Some(Request::Campaign(wanted))) => self.wants_to_lead = wanted,
+                // Written when there is a connection again.
+                Ok(Some(Request::Whole(epoch))) => self.me.alive.whole = Some(epoch.0),
                 // The lease cannot be given back now: it runs out.
                 Ok(Some(Request::Leave) | None) => return Err(End::Over),
             }
@@ -189,6 +191,12 @@ impl Worker {
                             self.resign(&mut session.client).await?;
                         }
                     }
+                    Some(Request::Whole(epoch)) => {
+                        self.me.alive.whole = Some(epoch.0);
+                        if let Some(lease) = self.lease {
+                            self.write_member(&mut session.client, lease).await?;
+                        }
+                    }
                     Some(Request::Leave) => {
                         self.leave(&mut session.client).await;
                         return Err(End::Over);
@@ -215,6 +223,7 @@ impl Worker {
         let watch = self.limit(client.watch(prefix.as_str(), Some(from))).await??;
         self.watch_lease().await?;
         let id = self.have_lease(&mut client).await?;
+        self.write_member(&mut client, id).await?;
         let sent_at = Instant::now();
         let kept = self.limit(client.lease_keep_alive(id)).await?;
         let (keeper, answers) = match kept {
@@ -229,7 +238,7 @@ impl Worker {
         Ok(Session { client, watch, keeper, answers, awaited: None, sent_at })
     }
 
-    /// The lease there is, or a new one with the mover's own key.
+    /// The lease there is, or a new one.
     async fn have_lease(&mut self, client: &mut Client) -> Step<i64> {
         if let Some(former) = self.former {
             // What hung on it goes with it. It may have run out: that is an error to etcd.
@@ -245,10 +254,15 @@ impl Worker {
         let id = granted.id();
         self.lease = Some(id);
         self.extend(sent_at, Duration::from_secs(granted.ttl().max(0) as u64));
-        let (key, value) = (self.keys.member.clone(), member_value(&self.me));
-        let with_lease = PutOptions::new().with_lease(id);
-        self.limit(client.put(key, value, Some(with_lease))).await??;
         Ok(id)
+    }
+
+    /// The mover's own key.
+    async fn write_member(&mut self, client: &mut Client, lease: i64) -> Step<()> {
+        let (key, value) = (self.keys.member.clone(), member_value(&self.me));
+        let with_lease = PutOptions::new().with_lease(lease);
+        self.limit(client.put(key, value, Some(with_lease))).await??;
+        Ok(())
     }
 
     /// The lease holds for `ttl` from `sent` on, and never longer than what was asked for.

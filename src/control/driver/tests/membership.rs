@@ -1,0 +1,126 @@
+//! What the control thread makes of the site's record, and when it proposes the next one.
+
+use super::*;
+use crate::control::cluster::script::{Script, alive, configured, happens, part};
+use crate::control::cluster::{Event, Revision, SiteRecord};
+use crate::proto::command::Token;
+use crate::proto::types::Epoch;
+
+/// The record that p1 begins with, in its fourth life; it is the first life of its store here.
+fn first() -> SiteRecord {
+    let mut record = configured();
+    record.members.remove(&MoverId(3));
+    for (id, member) in &mut record.members {
+        member.incarnation = Some(u64::from(id.0));
+    }
+    record
+}
+
+struct Site {
+    bench: Bench,
+    script: Script,
+    revision: u64,
+}
+
+impl Site {
+    fn new() -> Self {
+        let script = Script::default();
+        let (record, mover) = (first(), mover("p1", 2));
+        let there = Event::Record(Revision(1), Some(record.clone()));
+        let lives = alive(&[(1, 1, Some(1)), (2, 2, Some(1))]);
+        happens(&script, [there, Event::Alive(lives), Event::Available]);
+        let start =
+            Start { unix_offset_ns: UNIX_NS, record: Some(record.agreed()), ..Start::default() };
+        let mut bench = Bench::with(mover, start, |_| part(&script, None));
+        bench.run_ms(5);
+        assert!(bench.asked.is_empty(), "pollers enter their first epoch by themselves");
+        Self { bench, script, revision: 1 }
+    }
+
+    fn recorded(&mut self, record: SiteRecord) {
+        self.revision += 1;
+        happens(&self.script, [Event::Record(Revision(self.revision), Some(record))]);
+    }
+
+    fn proposed(&self) -> Vec<SiteRecord> {
+        self.script.asked.lock().unwrap().iter().map(|swap| swap.record.clone()).collect()
+    }
+
+    fn has_told(&self, kind: &str) -> bool {
+        self.bench.driver.events.since(0, 1000).iter().any(|event| event.kind == kind)
+    }
+}
+
+#[test]
+fn a_silent_member_is_proposed_for_exclusion_and_what_is_agreed_is_entered() {
+    let mut site = Site::new();
+    let both = [VolumeId(1), VolumeId(2)].map(|id| (id, PathState::NonOptimized));
+    let told = site.bench.driver.take_paths();
+    assert_eq!(told, [(VolumeId(1), PathState::Optimized), both[1]]);
+    assert!(site.proposed().is_empty());
+    let (shard, peer) = (site.bench.shard, ShardId::new(2, 0));
+    let silent = FromPoller::Peer { shard, peer, state: PeerState::Silent };
+    site.bench.reports.send(silent).unwrap();
+    site.bench.run_ms(3);
+    let proposed = site.proposed();
+    assert_eq!(proposed.len(), 1);
+    assert_eq!(proposed[0].excluded[&MoverId(2)].reason, "it is not heard");
+    assert!(site.bench.asked.is_empty(), "only what is agreed is entered");
+    site.recorded(proposed[0].clone());
+    site.bench.run_ms(3);
+    assert_eq!(site.bench.asked, ["enter 2"]);
+    assert_eq!(site.bench.driver.take_paths(), [(VolumeId(2), PathState::Optimized)]);
+    assert!(site.has_told("excluded") && site.has_told("assignment"));
+    let epoch = Epoch(2);
+    site.bench.reports.send(FromPoller::Whole { shard, epoch }).unwrap();
+    site.bench.run_ms(2);
+    assert_eq!(*site.script.whole.lock().unwrap(), [epoch]);
+}
+
+#[test]
+fn a_mover_that_others_excluded_ends_at_once() {
+    let mut site = Site::new();
+    let mut record = first();
+    record.epoch = Epoch(2);
+    let next = record.agreed();
+    let change = crate::proto::membership::Change {
+        failed: &[MoverId(1)],
+        joined: &[],
+        whole: true,
+        spare: None,
+    };
+    let next = next.next(&change, |_| 1, |_| 1).unwrap();
+    site.recorded(record.followed_by(&next, &BTreeMap::new(), 5, "it is not heard"));
+    let Step::Ended(Outcome::Excluded { reason }) = site.bench.run_ms(3) else { panic!() };
+    assert_eq!(reason, "the others excluded it in epoch 3: it is not heard");
+    assert!(site.bench.asked.is_empty(), "nothing more is said to pollers or hosts");
+}
+
+#[test]
+fn a_volume_whose_base_cannot_be_fenced_stays_closed_and_is_tried_again() {
+    let mut site = Site::new();
+    site.bench.driver.take_paths();
+    let shard = site.bench.shard;
+    let (volume, token) = (VolumeId(2), Token(7));
+    site.bench.reports.send(FromPoller::Fence { shard, volume, token }).unwrap();
+    site.bench.run_ms(2);
+    let now = site.bench.now;
+    let (asked, lives) = site.bench.driver.next_fence(now).unwrap();
+    assert_eq!((asked, lives), (volume, BTreeMap::from([(MoverId(1), 1), (MoverId(2), 2)])));
+    site.bench.driver.fenced(now, Err("no answer".to_owned()), BTreeMap::new());
+    assert!(site.bench.driver.next_fence(now).is_none(), "not at once");
+    // Another epoch begins meanwhile: the volume is taken over still.
+    let next = SiteRecord { epoch: Epoch(2), ..first() };
+    site.recorded(next);
+    assert_eq!(site.bench.driver.take_paths(), [(volume, PathState::Inaccessible)]);
+    assert!(site.bench.driver.fault_texts()[0].contains("no answer"));
+    site.bench.run_ms(500);
+    assert_eq!(std::mem::take(&mut site.bench.asked), ["enter 2"]);
+    let now = site.bench.now;
+    assert!(site.bench.driver.next_fence(now).is_some());
+    site.bench.driver.fenced(now, Ok(1), BTreeMap::new());
+    site.bench.run_ms(1);
+    assert_eq!(site.bench.asked, ["fenced 7"]);
+    assert_eq!(site.bench.driver.take_paths(), [(volume, PathState::Optimized)]);
+    assert!(site.bench.driver.fault_texts().is_empty());
+}
