@@ -140,8 +140,8 @@ pub enum Command {
         token: Token,
     },
     /// Make sure that no mover outside the epoch can change the volume's base any more, and that
-    /// nothing such a mover had under way arrives late (invariant 4). The result comes back with
-    /// `token`, as of a write.
+    /// nothing such a mover had under way arrives late (invariant 4). That it is so comes back with
+    /// `token`, as of a write; until then it is tried again, and the volume stays closed.
     Fence {
         /// The volume.
         volume: VolumeId,
@@ -314,14 +314,6 @@ pub enum Report {
         voids: u32,
         /// The next number.
         next: Seq,
-    },
-    /// The base of a volume that is being taken over could not be fenced: the volume stays closed
-    /// until that is tried again.
-    FenceFailed {
-        /// The volume.
-        volume: VolumeId,
-        /// What the base said.
-        status: NvmeStatus,
     },
     /// A volume that was taken over is up to date at its base and takes updates again.
     Restored {

@@ -52,9 +52,7 @@ impl Poller {
             self.serve(command);
         }
         self.ask_unready();
-        let (shard, epoch) = (self.me, self.epoch);
-        tracing::info!(%shard, %epoch, "entered");
-        self.tell(FromPoller::Entered { shard, epoch });
+        tracing::info!(shard = %self.me, epoch = %self.epoch, "entered");
     }
 
     /// A command for a volume that is being taken over here waits.

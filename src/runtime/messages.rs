@@ -115,13 +115,6 @@ pub enum FromPoller {
         /// Lost, or heard again.
         lost: bool,
     },
-    /// The poller has entered an epoch.
-    Entered {
-        /// Its shard.
-        shard: ShardId,
-        /// The epoch.
-        epoch: Epoch,
-    },
     /// The shard is whole in an epoch: it has heard every member, its volumes are up to date, and there
     /// are as many copies of everything as there should be.
     Whole {

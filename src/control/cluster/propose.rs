@@ -46,20 +46,20 @@ impl Part {
             return Standing::Unknown;
         }
         let Some(record) = self.record() else { return Standing::Dormant };
-        let lives = |id: &MoverId| self.is_alive(*id, record.life(*id));
         match record.members.get(&self.me.mover) {
             Some(member) if member.incarnation == Some(self.me.alive.incarnation) => {
                 Standing::Member
             }
-            _ if !record.members.keys().any(lives) => Standing::Dormant,
+            _ if !record.members.keys().any(|id| self.is_alive(*id)) => Standing::Dormant,
             Some(_) => Standing::Former,
             None => Standing::Outside,
         }
     }
 
-    /// Whether the store counts that life of a mover as alive.
+    /// Whether the store counts the life of a mover that is a member as alive.
     #[must_use]
-    pub fn is_alive(&self, mover: MoverId, life: Option<u64>) -> bool {
+    pub fn is_alive(&self, mover: MoverId) -> bool {
+        let life = self.record().and_then(|record| record.life(mover));
         self.known.alive.get(&mover).is_some_and(|alive| Some(alive.incarnation) == life)
     }
 
@@ -102,8 +102,7 @@ impl Part {
         if before + failed.len() <= usize::from(spare) {
             return Vec::new();
         }
-        let holds = |id: &MoverId| self.is_alive(*id, record.life(*id));
-        failed.iter().copied().filter(holds).collect()
+        failed.iter().copied().filter(|id| self.is_alive(*id)).collect()
     }
 
     /// Proposes to exclude `failed`, for `reason`. False when nobody would be left, or nothing can be

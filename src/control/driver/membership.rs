@@ -189,20 +189,17 @@ impl Driver {
     /// Members that do not take part any more, with the reason.
     fn failing(&self) -> Vec<(MoverId, &'static str)> {
         let me = MoverId(self.mover.mover.id);
-        let record = self.cluster.record();
         let mut failing = Vec::new();
         for mover in self.site.record.members.iter().copied().filter(|mover| *mover != me) {
             let states = || {
                 let links = self.board.links.iter().filter(|((_, peer), _)| peer.mover == mover);
                 links.map(|(_, link)| link.state)
             };
-            let life = record.and_then(|record| record.life(mover));
             let reason = if self.cluster.has_ended(mover) {
                 "it has started again"
             } else if states().any(|state| state == PeerState::Silent) {
                 "it is not heard"
-            } else if !states().any(|state| state == PeerState::Up)
-                && !self.cluster.is_alive(mover, life)
+            } else if !states().any(|state| state == PeerState::Up) && !self.cluster.is_alive(mover)
             {
                 "it did not come up"
             } else {

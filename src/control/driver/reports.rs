@@ -29,7 +29,6 @@ impl Driver {
                     self.board.link(shard, peer, state, now);
                     self.tell_movers(now);
                 }
-                FromPoller::Entered { shard, epoch } => tracing::debug!(%shard, %epoch, "entered"),
                 FromPoller::Whole { shard, epoch } => self.whole(shard, epoch),
                 FromPoller::Fence { shard, volume, token } => {
                     self.fence_wanted(now, shard, volume, token);
@@ -125,15 +124,6 @@ impl Driver {
                     "volume {name} is taken over: {updates} updates recovered, {voids} numbers void"
                 );
                 self.event(at, EventLevel::Warning, "take-over", group.as_deref(), message);
-            }
-            Report::FenceFailed { volume, status } => {
-                let (group, name) = self.volume_name(volume);
-                let group = self.group_name(group);
-                let message = format!(
-                    "the base of {name} could not be fenced, status {:#x}/{:#x}; the volume stays closed",
-                    status.sct, status.sc
-                );
-                self.event(at, EventLevel::Error, "take-over", group.as_deref(), message);
             }
             Report::Restored { volume } => {
                 let (group, name) = self.volume_name(volume);

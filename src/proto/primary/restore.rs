@@ -7,8 +7,8 @@
 
 use super::shard::PrimaryShard;
 use super::slab::{DONE, VOID};
-use super::takeover::{Standing, TAG_FENCE, TAG_RESTORE};
-use crate::proto::command::{Command, Report, Token};
+use super::takeover::{Standing, TAG_RESTORE};
+use crate::proto::command::{Command, Report};
 use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{Extent, NvmeStatus};
 use alloc::collections::BTreeMap;
@@ -100,22 +100,10 @@ impl PrimaryShard {
         };
         if !status.is_ok() {
             // Without a fence a mover that is only slow could still write: the volume stays closed.
-            let report = Report::FenceFailed { volume: volume.config.id, status };
-            self.commands.push_back(Command::Report(report));
             return;
         }
         restore.fenced = true;
         self.try_restore(index as usize);
-    }
-
-    /// Tries again to fence the bases where that failed.
-    pub fn fence_again(&mut self) {
-        for (index, volume) in self.volumes.iter().enumerate() {
-            if matches!(&volume.standing, Standing::Restoring(restore) if !restore.fenced) {
-                let token = Token(u64::from(TAG_FENCE) << 32 | index as u64);
-                self.commands.push_back(Command::Fence { volume: volume.config.id, token });
-            }
-        }
     }
 
     /// Issues the base writes once nothing stands against them (invariants 2, 4, 5).
