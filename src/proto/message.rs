@@ -257,6 +257,9 @@ pub struct Held {
     pub copies: u32,
     /// The last number that the sender knows to be in a confirmed set.
     pub confirmed: Seq,
+    /// The last number that the sender has heard of, or has given out itself: none up to there is
+    /// given out again (invariant 3).
+    pub heard: Seq,
 }
 
 /// Why a group can form no sets until it is resynchronised.

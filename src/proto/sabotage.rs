@@ -54,6 +54,9 @@ pub enum Sabotage {
     TakeOverUnfenced,
     /// Older versions of a block are written to the base after newer ones at a take-over (invariant 2).
     RestoreOld,
+    /// Who takes a volume over goes on after the last number that a member holds, also if some have heard
+    /// of later ones (invariant 3).
+    ForgetHeard,
 }
 
 impl Sabotage {
@@ -61,7 +64,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -82,6 +85,7 @@ impl Sabotage {
         Self::TakeOverWithoutRestore,
         Self::TakeOverUnfenced,
         Self::RestoreOld,
+        Self::ForgetHeard,
     ];
 
     /// Whether `variant` is to be broken: `config.sabotage.is(Sabotage::OverlapAtBase)`.
@@ -117,6 +121,7 @@ impl Sabotage {
             Self::TakeOverWithoutRestore => "take-over-without-restore",
             Self::TakeOverUnfenced => "take-over-unfenced",
             Self::RestoreOld => "restore-old",
+            Self::ForgetHeard => "forget-heard",
         }
     }
 

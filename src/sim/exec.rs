@@ -110,19 +110,15 @@ impl Cluster {
                 self.observer.opened(node, *set);
                 Ok(())
             }
-            Report::SetFormed { updates, .. } => {
+            Report::SetFormed { set, updates, facts, .. } => {
                 self.stats.sets_empty += u64::from(*updates == 0);
-                Ok(())
+                self.observer.formed(*set, facts)
             }
             Report::Void { volume, seq, .. } => {
                 self.observer.void_reported(volume.0 as usize, *seq)
             }
             // An excluded mover that does not know it yet: nobody hears of what it takes over.
-            Report::TakenOver { .. } | Report::Restored { .. }
-                if !self.site.latest().members.contains(&id.mover) =>
-            {
-                Ok(())
-            }
+            Report::TakenOver { .. } if !self.site.latest().members.contains(&id.mover) => Ok(()),
             Report::TakenOver { volume, updates, voids, next } => {
                 self.stats.take_overs += 1;
                 self.stats.recovered_updates += u64::from(*updates);
@@ -135,7 +131,7 @@ impl Cluster {
             }
             Report::Restored { volume } => {
                 let index = volume.0 as usize;
-                self.observer.restored(index, self.base[index].current())
+                self.observer.restored(index, id.mover.0, self.base[index].current())
             }
             // A mover that was excluded and does not know it may hear of sets that it has no part in.
             Report::Broken { .. }

@@ -6,7 +6,7 @@
 use super::arena::{Record, Room, blank_info};
 use super::cluster::{Cluster, EPOCH, Event};
 use super::node::{Poller, Unsent};
-use super::observer::{Verdict, Violation, ensure};
+use super::observer::{SECONDARY, Verdict, Violation, ensure};
 use crate::mem::crc32c::crc32c;
 use crate::proto::command::{RecordRole, Token, bytes_to_send};
 use crate::proto::link::{Body, Event as LinkEvent, SendError, Store, Transmit, Verdict as Heard};
@@ -81,6 +81,13 @@ impl Cluster {
             return Ok(());
         };
         let (source, me) = (self.pollers[from].id, self.pollers[to].id);
+        if let Message::Survey { volumes, .. } | Message::Marks { volumes } = &message
+            && self.pollers[to].node.as_ref().is_some_and(|node| node.epoch() == epoch)
+        {
+            for held in volumes {
+                self.observer.told(me.mover.0, held.volume.0 as usize, held.heard);
+            }
+        }
         let kind = u64::from(bytes.first().copied().unwrap_or(0));
         self.trace.note(now, b'M', [from as u64, to as u64, kind], |out| {
             write!(out, "{source} → {me} {message:?}")
@@ -328,7 +335,12 @@ impl Cluster {
             write!(out, "{source} → {me} {role:?} {} of {} in {}", info.seq, info.volume, info.set)
         });
         let Some(machines) = &mut node.node else { return Ok(false) };
-        match machines.handle_record(now, source, role, &info, buf) {
+        let verdict = machines.handle_record(now, source, role, &info, buf);
+        if verdict != RecordVerdict::StaleEpoch {
+            let secondary = to >= self.primaries;
+            self.observer.heard(if secondary { SECONDARY } else { me.mover.0 }, &info);
+        }
+        match verdict {
             RecordVerdict::Kept => {
                 if to < self.primaries && role != RecordRole::Forward {
                     self.observer.stored(me.mover.0, &info)?;

@@ -2,9 +2,12 @@
 //! nothing acknowledged is lost, what nobody has is void, and a base that was taken over shows the
 //! newest version of each block.
 
-use super::observer::{Base, HostWrite, NEVER, Observer, Verdict, WriteId, blocks, ensure};
+use super::observer::{
+    Base, HostWrite, NEVER, Observer, UNRECORDED, Verdict, WriteId, blocks, ensure,
+};
 use crate::proto::membership::SiteRecord;
 use crate::proto::types::{Epoch, Extent, MoverId, Seq, SetId};
+use crate::wire::update::UpdateInfo;
 
 impl Observer {
     /// So many movers hold an update from now on before it counts as safe. More than before only
@@ -53,6 +56,9 @@ impl Observer {
         for write in &mut self.writes {
             write.held_by &= !(1 << mover);
         }
+        for heard in self.volumes.iter_mut().flat_map(|volume| &mut volume.heard) {
+            *heard &= !(1 << mover);
+        }
     }
 
     /// The store has a new epoch.
@@ -80,10 +86,11 @@ impl Observer {
     }
 
     /// A shard has taken a volume over in the epoch of `record`: it goes on with `next`. Updates that no member holds are
-    /// gone; their numbers are void, or are given out again.
+    /// gone; their numbers are void, or nobody has heard of them.
     ///
     /// # Errors
-    /// Invariant 1: an update that somebody knew of is lost.
+    /// Invariant 1: an update that somebody knew of is lost. Invariant 3: a number that somebody has heard
+    /// of is given out again.
     pub fn taken_over(
         &mut self,
         index: usize,
@@ -98,7 +105,7 @@ impl Observer {
         for at in 0..self.volumes[index].by_seq.len() {
             let id = self.volumes[index].by_seq[at];
             let write = &self.writes[id as usize];
-            if write.base == Base::Failed || write.set <= committed {
+            if write.base.is_void() || write.set <= committed {
                 continue;
             }
             let seq = Seq(at as u64 + 1);
@@ -117,7 +124,7 @@ impl Observer {
                 "write {id} ({seq} of v{index}, {}) was visible and is lost",
                 write.set
             );
-            let ghost = HostWrite { base: Base::Failed, completed: true, ..write.clone() };
+            let ghost = HostWrite { base: Base::Lost, completed: true, ..write.clone() };
             let write = &mut self.writes[id as usize];
             write.seq = Seq(0);
             write.set = SetId(0);
@@ -126,18 +133,53 @@ impl Observer {
             self.writes.push(ghost);
             self.volumes[index].by_seq[at] = self.writes.len() as WriteId - 1;
         }
-        let last = self.volumes[index].by_seq.len() as u64;
+        let volume = &mut self.volumes[index];
+        let last = volume.by_seq.len() as u64;
         ensure!(3, next.0 <= last + 1, "v{index} goes on with {next}, the last number was {last}");
-        for id in self.volumes[index].by_seq.split_off(next.0 as usize - 1) {
-            let write = &self.writes[id as usize];
+        let again = next.0 as usize - 1..volume.by_seq.len();
+        for (id, heard) in volume.by_seq[again.clone()].iter().zip(&volume.heard[again.clone()]) {
+            let write = &self.writes[*id as usize];
             ensure!(
                 3,
-                write.base == Base::Failed,
-                "{} of v{index} is used, and is given out again",
+                write.base == Base::Lost && *heard == 0,
+                "{} of v{index} is given out again, movers {heard:#b} have heard of it",
                 write.seq
             );
         }
+        volume.by_seq.truncate(again.start);
+        volume.heard.truncate(again.start);
+        // Voids that are not in the secondary's hands are found anew.
+        let mut set = UNRECORDED;
+        for id in volume.by_seq.iter().rev() {
+            let write = &mut self.writes[*id as usize];
+            if write.base == Base::Lost && write.set > committed {
+                write.set = set;
+            } else {
+                set = write.set;
+            }
+        }
+        self.told(mover, index, Seq(next.0 - 1));
         Ok(())
+    }
+
+    /// A record with a number came to a mover.
+    pub fn heard(&mut self, mover: u16, info: &UpdateInfo) {
+        let index = info.volume.0 as usize;
+        if let Some(id) = self.find(index, info.seq)
+            && self.describes(id, info)
+            && self.excluded & 1 << mover == 0
+        {
+            self.volumes[index].heard[info.seq.0 as usize - 1] |= 1 << mover;
+        }
+    }
+
+    /// A primary mover was told that the numbers of a volume up to `last` were given out.
+    pub fn told(&mut self, mover: u16, index: usize, last: Seq) {
+        if self.excluded & 1 << mover == 0 {
+            for heard in self.volumes[index].heard.iter_mut().take(last.0 as usize) {
+                *heard |= 1 << mover;
+            }
+        }
     }
 
     /// A base is fenced: nothing that was under way is any more.
@@ -168,18 +210,21 @@ impl Observer {
         Ok(())
     }
 
-    /// A volume that was taken over is open again: its base must show the newest version of every
-    /// block.
+    /// A volume that `mover` took over is open again: its base must show the newest version of every
+    /// block. That holds also where the mover was excluded since, until another takes the volume over.
     ///
     /// # Errors
     /// Invariant 2.
-    pub fn restored(&mut self, index: usize, media: &[u64]) -> Verdict {
+    pub fn restored(&mut self, index: usize, mover: u16, media: &[u64]) -> Verdict {
         self.tick();
+        if self.is_of_the_past(index, mover) {
+            return Ok(());
+        }
         let mut newest: Vec<Option<WriteId>> = vec![None; media.len()];
         for at in 0..self.volumes[index].by_seq.len() {
             let id = self.volumes[index].by_seq[at];
             let write = &mut self.writes[id as usize];
-            if write.base == Base::Failed {
+            if write.base.is_void() {
                 continue;
             }
             write.base = Base::Done;
@@ -202,5 +247,95 @@ impl Observer {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::observer::SECONDARY;
+    use super::*;
+    use crate::proto::message::VolumeFacts;
+    use crate::proto::types::{MapVersion, ShardId, UpdateKind, VolumeId};
+
+    /// Mover 1 of three takes the volume over from mover 0; mover 2 holds a copy of #1.
+    fn observer() -> (Observer, WriteId) {
+        let mut observer = Observer::new(2, 4, 3, &[3], 8);
+        let extent = Extent { lba: 2, blocks: 1 };
+        let id = observer.issued(0, UpdateKind::Write, extent);
+        let info = info(1, 1, extent);
+        observer.numbered(id, &info).expect("the first number");
+        for mover in [0, 2] {
+            observer.stored(mover, &info).expect("its record");
+            observer.heard(mover, &info);
+        }
+        observer.excluded(0);
+        observer.taken_over(0, 1, Seq(2), &record()).expect("#1 is held");
+        (observer, id)
+    }
+
+    fn info(seq: u64, set: u64, extent: Extent) -> UpdateInfo {
+        let (volume, seq, set) = (VolumeId(0), Seq(seq), SetId(set));
+        UpdateInfo { volume, seq, set, extent, ..crate::sim::arena::blank_info() }
+    }
+
+    fn record() -> SiteRecord {
+        SiteRecord {
+            epoch: Epoch(8),
+            map_version: MapVersion(2),
+            members: vec![MoverId(1), MoverId(2)],
+            since: vec![Epoch(7); 2],
+            coordinator: ShardId::new(1, 0),
+            owners: vec![(VolumeId(0), ShardId::new(1, 0))],
+            moved: vec![VolumeId(0)],
+            failures: 1,
+        }
+    }
+
+    #[test]
+    fn what_a_mover_restored_counts_also_when_it_was_excluded_since() {
+        let (mut observer, id) = observer();
+        let mut media = [0; 8];
+        media[2] = observer.writes[id as usize].value_at(id, 2);
+        observer.excluded(1);
+        observer.restored(0, 1, &media).expect("the base is up to date");
+        assert_eq!(observer.writes[id as usize].base, Base::Done);
+    }
+
+    #[test]
+    fn a_number_is_reused_only_if_no_member_has_heard_of_it() {
+        for (mover, ok) in [(1, true), (2, false), (SECONDARY, false)] {
+            let (mut observer, _) = observer();
+            let extent = Extent { lba: 0, blocks: 1 };
+            let id = observer.issued(0, UpdateKind::Write, extent);
+            let info = info(2, 1, extent);
+            observer.numbered(id, &info).expect("the next number");
+            observer.heard(mover, &info);
+            observer.excluded(1);
+            let again = observer.taken_over(0, 2, Seq(2), &record());
+            assert_eq!(again.is_ok(), ok, "heard by m{mover}: {again:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_number_is_in_the_set_of_the_next_one() {
+        let (mut observer, _) = observer();
+        let extent = Extent { lba: 0, blocks: 1 };
+        let lost = observer.issued(0, UpdateKind::Write, extent);
+        observer.numbered(lost, &info(2, 1, extent)).expect("the next number");
+        observer.excluded(1);
+        observer.taken_over(0, 2, Seq(3), &record()).expect("#2 is void");
+        let next = observer.issued(0, UpdateKind::Write, extent);
+        observer.numbered(next, &info(3, 2, extent)).expect("the number after it");
+        let fact = |first, last, voids| VolumeFacts {
+            volume: VolumeId(0),
+            first: Seq(first),
+            last: Seq(last),
+            bytes: 0,
+            digest: 0,
+            voids,
+        };
+        assert!(observer.formed(SetId(1), &[fact(1, 2, vec![Seq(2)])]).is_err());
+        observer.formed(SetId(1), &[fact(1, 1, vec![])]).expect("only #1");
+        observer.formed(SetId(2), &[fact(2, 3, vec![Seq(2)])]).expect("#2 is recorded with #3");
     }
 }

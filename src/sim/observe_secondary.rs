@@ -6,7 +6,7 @@
 //! update that anybody could know of before that one was issued. Each update has to be looked
 //! once, since what a cut shows only grows.
 
-use super::observer::{Base, Observer, Verdict, WriteId, blocks, ensure};
+use super::observer::{Base, Observer, UNRECORDED, Verdict, WriteId, blocks, ensure};
 use crate::proto::types::{Seq, SetId};
 use crate::wire::update::UpdateInfo;
 
@@ -37,7 +37,7 @@ impl Observer {
             let stale = blocks(write.extent).find(|block| volume.cut_seq[*block] < write.seq.0);
             ensure!(
                 5,
-                stale.is_none() || write.base == Base::Failed,
+                stale.is_none() || write.base.is_void(),
                 "the cut at {set} shows an update issued after write {id} ({} of v{}, {}) was \
                  visible, but not that write",
                 write.seq,
@@ -60,11 +60,11 @@ impl Observer {
             last += 1;
             ensure!(
                 6,
-                matches!(write.base, Base::Done | Base::Failed),
+                write.base == Base::Done || write.base.is_void(),
                 "{set} was committed while {} of v{index} has no fate",
                 write.seq
             );
-            if write.base == Base::Failed {
+            if write.base.is_void() {
                 continue;
             }
             let found = journals.durable(volume.target, index, write.seq);
@@ -87,7 +87,7 @@ impl Observer {
         let volume = &mut self.volumes[index];
         for id in &volume.by_seq[volume.cut_last..last] {
             let write = &self.writes[*id as usize];
-            if write.base == Base::Failed {
+            if write.base.is_void() {
                 continue;
             }
             self.cut_issued = self.cut_issued.max(write.issued);
@@ -116,7 +116,7 @@ impl Observer {
             return Ok(());
         };
         let write = &self.writes[id as usize];
-        ensure!(3, write.base != Base::Failed, "{seq} of v{volume} is void and is applied");
+        ensure!(3, !write.base.is_void(), "{seq} of v{volume} is void and is applied");
         let mark = self.redo[self.volumes[volume].target].0;
         ensure!(7, write.set > mark, "{seq} of v{volume} is applied again after the mark {mark}");
         self.may_apply(volume, write.set)
@@ -132,7 +132,7 @@ impl Observer {
         let next = self.redo[truth.target].1.next();
         let due = self.range(truth, next).iter().any(|id| {
             let write = &self.writes[*id as usize];
-            write.base != Base::Failed
+            !write.base.is_void()
                 && write.value_at(*id, write.extent.lba) == 0
                 && write.extent.lba <= extent.lba
                 && extent.end() <= write.extent.end()
@@ -204,7 +204,7 @@ impl Observer {
                 break;
             }
             volume.applied_last += 1;
-            if write.base == Base::Failed {
+            if write.base.is_void() {
                 continue;
             }
             for block in blocks(write.extent) {
@@ -269,9 +269,10 @@ impl Observer {
         target: impl Fn(usize) -> &'a [u64],
     ) -> Verdict {
         for (index, volume) in self.volumes.iter().enumerate() {
+            let recorded = |id: &WriteId| self.writes[*id as usize].set != UNRECORDED;
             ensure!(
                 0,
-                volume.applied_last == volume.by_seq.len(),
+                volume.applied_last == volume.by_seq.partition_point(recorded),
                 "v{index} has {} numbers, the secondary applied {}",
                 volume.by_seq.len(),
                 volume.applied_last

@@ -9,6 +9,7 @@
 //! within one instant of virtual time.
 
 use super::cluster::EPOCH;
+use crate::proto::message::VolumeFacts;
 use crate::proto::types::{Epoch, Extent, NvmeStatus, Seq, SetId, UpdateKind};
 use crate::wire::update::UpdateInfo;
 use std::fmt;
@@ -66,7 +67,22 @@ pub enum Base {
     Done,
     /// The medium failed it.
     Failed,
+    /// Its number went with a mover that failed: nobody has the update.
+    Lost,
 }
+
+impl Base {
+    /// Whether the number is void.
+    pub(super) const fn is_void(self) -> bool {
+        matches!(self, Self::Failed | Self::Lost)
+    }
+}
+
+/// The set of a lost number that is not recorded anywhere yet: it will be that of the next number.
+pub(super) const UNRECORDED: SetId = SetId(u64::MAX);
+
+/// [`VolumeTruth::heard`]: a mover of the secondary site.
+pub(super) const SECONDARY: u16 = 31;
 
 /// A host update and all that is known of it.
 #[derive(Clone, Debug)]
@@ -126,6 +142,9 @@ pub struct VolumeTruth {
     pub target: usize,
     /// The update of each number, from 1.
     pub by_seq: Vec<WriteId>,
+    /// For each of them, bit m: primary mover m, which was not excluded since, or a mover of the secondary
+    /// site ([`SECONDARY`]) has heard of the number.
+    pub heard: Vec<u32>,
     /// Per block: the number submitted to the base last.
     pub base_seq: Vec<u64>,
     /// Per block: a base write failed there and none has succeeded since.
@@ -149,6 +168,7 @@ impl VolumeTruth {
         Self {
             target,
             by_seq: Vec::new(),
+            heard: Vec::new(),
             base_seq: vec![0; blocks],
             unknown: vec![false; blocks],
             at_base: Vec::new(),
@@ -274,9 +294,18 @@ impl Observer {
             info.set,
             write.floor
         );
+        // Lost numbers before it are recorded with it.
+        for id in volume.by_seq.iter().rev() {
+            let lost = &mut self.writes[*id as usize];
+            if lost.set != UNRECORDED {
+                break;
+            }
+            lost.set = info.set;
+        }
         let before = volume.by_seq.last().map_or(SetId(0), |w| self.writes[*w as usize].set);
         ensure!(5, info.set >= before, "{} of {} goes back to {}", info.seq, info.volume, info.set);
         volume.by_seq.push(id);
+        volume.heard.push(0);
         let write = &mut self.writes[id as usize];
         write.seq = info.seq;
         write.set = info.set;
@@ -325,7 +354,7 @@ impl Observer {
         write.held_by &= !(1 << mover);
         ensure!(
             8,
-            write.set <= self.committed || write.base == Base::Failed,
+            write.set <= self.committed || write.base.is_void(),
             "m{mover} dropped {} of {} in {}, the secondary has committed {}",
             info.seq,
             info.volume,
@@ -496,6 +525,33 @@ impl Observer {
         Ok(())
     }
 
+    /// The coordinator has put the manifest of a set together: numbers and voids must be those that there
+    /// were, whoever found them.
+    ///
+    /// # Errors
+    /// Invariants 3 and 6.
+    pub fn formed(&self, set: SetId, facts: &[VolumeFacts]) -> Verdict {
+        for (index, volume) in self.volumes.iter().enumerate() {
+            let ids = self.range(volume, set);
+            let write = |id: &WriteId| &self.writes[*id as usize];
+            let voids = ids.iter().map(write).filter(|write| write.base.is_void());
+            let voids: Vec<Seq> = voids.map(|write| write.seq).collect();
+            let span = ids.first().zip(ids.last()).map(|(a, b)| (write(a).seq, write(b).seq));
+            let fact = facts.iter().find(|fact| fact.volume.0 as usize == index);
+            ensure!(
+                6,
+                fact.map(|fact| (fact.first, fact.last)) == span,
+                "the manifest of {set} has {fact:?} of v{index}, not {span:?}"
+            );
+            ensure!(
+                3,
+                fact.is_none_or(|fact| fact.voids == voids),
+                "the manifest of {set} has {fact:?} of v{index}, void are {voids:?}"
+            );
+        }
+        Ok(())
+    }
+
     /// The manifest of a set is sent to the secondary: every update of it must have its fate, and
     /// those that are not void their copies.
     ///
@@ -507,14 +563,14 @@ impl Observer {
                 let write = &self.writes[*id as usize];
                 ensure!(
                     6,
-                    matches!(write.base, Base::Done | Base::Failed),
+                    write.base == Base::Done || write.base.is_void(),
                     "the manifest of {set} left while {} of v{index} is {:?} at the base",
                     write.seq,
                     write.base
                 );
                 ensure!(
                     6,
-                    write.base == Base::Failed || set <= self.committed || write.safe,
+                    write.base.is_void() || set <= self.committed || write.safe,
                     "the manifest of {set} left while {} of v{index} has {} copies",
                     write.seq,
                     write.held_by.count_ones()

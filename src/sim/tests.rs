@@ -125,6 +125,11 @@ fn taking_over_before_all_members_have_spoken_is_seen() {
 }
 
 #[test]
+fn giving_out_a_number_that_a_living_mover_has_heard_of_is_seen() {
+    assert_eq!(broken_in(failing, Sabotage::ForgetHeard), 3);
+}
+
+#[test]
 fn opening_a_volume_before_its_base_is_up_to_date_is_seen() {
     assert_eq!(broken_in(failing, Sabotage::TakeOverWithoutRestore), 2);
 }

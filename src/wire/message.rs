@@ -223,6 +223,7 @@ fn encode_held(volumes: &[Held], out: &mut Vec<u8>) {
         out.extend_from_slice(&held.volume.0.to_le_bytes());
         out.extend_from_slice(&held.copies.to_le_bytes());
         out.extend_from_slice(&held.confirmed.0.to_le_bytes());
+        out.extend_from_slice(&held.heard.0.to_le_bytes());
     }
 }
 
@@ -393,6 +394,7 @@ impl Reader<'_> {
                 volume: VolumeId(self.u32()?),
                 copies: self.u32()?,
                 confirmed: Seq(self.u64()?),
+                heard: Seq(self.u64()?),
             });
         }
         Ok(volumes)

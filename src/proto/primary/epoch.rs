@@ -363,7 +363,8 @@ impl PrimaryShard {
             for (volume, copies) in of_group.filter(|(volume, _)| volume.group == group_index) {
                 let id = volume.config.id;
                 if usize::from(volume.owner) == index && self.is_moved(id) {
-                    held.push(Held { volume: id, copies: *copies, confirmed: volume.confirmed });
+                    let (confirmed, heard) = (volume.confirmed, volume.last_number());
+                    held.push(Held { volume: id, copies: *copies, confirmed, heard });
                 }
             }
             let mut parts: Vec<Vec<Held>> =

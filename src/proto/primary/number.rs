@@ -8,7 +8,7 @@ use crate::proto::command::{Command, HostTag, RecordRole};
 use crate::proto::ranges::Admission as RangeAdmission;
 use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{
-    BufRef, Extent, ForwardId, NvmeStatus, SetId, ShardId, UpdateKind, VolumeId,
+    BufRef, Extent, ForwardId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
 };
 use crate::wire::update::UpdateInfo;
 
@@ -108,6 +108,12 @@ impl PrimaryShard {
             flags: if tracking { RELEASED } else { 0 },
         });
         let mut crowded = self.slab.used() > self.slab.max() / 2;
+        if volume.lost_from != Seq(0)
+            && let Some(open) = group.sets.open_mut()
+        {
+            let lost = core::mem::take(&mut volume.lost_from);
+            (lost.0..seq.0).for_each(|lost| open.gap(volume_index, Seq(lost)));
+        }
         if !tracking && let Some(open) = group.sets.add(volume_index, &info, update.record_bytes) {
             self.slab.get_mut(slot).next = core::mem::replace(&mut open.head, slot);
         }

@@ -65,9 +65,21 @@ pub(super) struct Volume {
     pub(super) confirmed: Seq,
     /// The epoch in which the responsible shard has told its numbers.
     pub(super) told: Epoch,
+    /// The last number that this shard has heard of, its own aside.
+    pub(super) heard: Seq,
+    /// Numbers from here on and before `next_seq` went with a mover that failed: they are void, in the set
+    /// of the next number. 0 when there are none.
+    pub(super) lost_from: Seq,
     pub(super) group: usize,
     pub(super) target: Option<u8>,
     pub(super) next_seq: Seq,
+}
+
+impl Volume {
+    /// The last number that this shard has heard of, or has given out.
+    pub(super) fn last_number(&self) -> Seq {
+        self.heard.max(Seq(self.next_seq.0.saturating_sub(1)))
+    }
 }
 
 #[derive(Debug)]
@@ -166,6 +178,8 @@ impl PrimaryShard {
                     standing: Standing::Ready,
                     confirmed: Seq(next_seq.0.saturating_sub(1)),
                     told: config.epoch,
+                    heard: Seq(0),
+                    lost_from: Seq(0),
                     group: group_index(volume.group),
                     target: volume.target.map(|shard| {
                         target_index(&mut targets, shard, config.retained_max as usize)
@@ -463,6 +477,8 @@ impl PrimaryShard {
             self.counters.stale_epoch += 1;
             return RecordVerdict::StaleEpoch;
         }
+        let volume = self.volume_index(info.volume).unwrap_or(UNKNOWN);
+        self.mark_heard(volume, info.seq);
         match role {
             RecordRole::Mirror => {}
             RecordRole::Forward => return self.take(from, info, buf),
@@ -472,7 +488,6 @@ impl PrimaryShard {
                 return RecordVerdict::NotNeeded;
             }
         }
-        let volume = self.volume_index(info.volume).unwrap_or(UNKNOWN);
         if self.store.is_confirmed(info.group, info.set) {
             // The copy is not kept, and its number must not look like one that nobody has.
             self.mark_confirmed(volume, info.seq);

@@ -6,8 +6,8 @@
 //!    as long as no more movers failed at once than there are spare copies.
 //! 2. *Recovering.* Copies of sets that any member knows to be confirmed are dropped. The others
 //!    enter this shard's books in the order of their numbers, as if it had numbered them, in the
-//!    sets that they were in; numbers between them that nobody has are void, those after the last
-//!    are given out again (invariant 3).
+//!    sets that they were in; numbers that nobody has are void (invariant 3), in the set of the next
+//!    number that somebody has. Numbers go on after the last one that any member has heard of.
 //! 3. *Restoring.* Once all of them are held as often as they should be, their sets are released
 //!    (invariants 2, 5) and the base is fenced (invariant 4), the base gets the newest version of
 //!    each block, and only that: no reader sees a block go back. Then all have their fate, and the
@@ -154,12 +154,21 @@ impl PrimaryShard {
         }
     }
 
-    /// Which numbers of volumes a member knows to be confirmed.
+    /// There is a number of the volume at this index, if there is one, which this shard did not give out.
+    #[inline]
+    pub(super) fn mark_heard(&mut self, volume: u32, seq: Seq) {
+        if let Some(volume) = self.volumes.get_mut(volume as usize) {
+            volume.heard = volume.heard.max(seq);
+        }
+    }
+
+    /// What a member knows of the numbers of volumes.
     pub(super) fn marks_arrived(&mut self, from: ShardId, volumes: &[Held]) {
         for held in volumes {
             if let Some(index) = self.volume_index(held.volume) {
                 let volume = &mut self.volumes[index as usize];
                 volume.confirmed = volume.confirmed.max(held.confirmed);
+                volume.heard = volume.heard.max(held.heard);
                 if volume.responsible == from {
                     volume.told = self.epoch;
                 }
@@ -315,6 +324,7 @@ impl PrimaryShard {
             volume: volume.config.id,
             copies: 0,
             confirmed: volume.confirmed,
+            heard: volume.last_number(),
         })
     }
 
@@ -339,10 +349,15 @@ impl PrimaryShard {
             before = gathered.info.seq;
             slots.push(self.recover_update(index, gathered));
         }
+        let forget = self.sabotage.is(Sabotage::ForgetHeard);
         let volume = &mut self.volumes[index as usize];
-        // Numbers after that, if there were any, went with the shard that failed: nobody holds them, was
-        // told of them or ever will be. A void would be known here only.
-        volume.next_seq = before.next();
+        volume.next_seq = if forget { before } else { before.max(volume.heard) }.next();
+        // Numbers in between went with the shard that failed. As all voids whose updates nobody has they
+        // are in the set of the next number that has one, which any member finds again.
+        let lost = volume.next_seq.0 - before.next().0;
+        let counted = lost > 0 && lost <= RETAINED_UPDATES_MAX as u64;
+        volume.lost_from = if counted { before.next() } else { Seq(0) };
+        voids += if counted { lost as u32 } else { 0 };
         let (id, next, updates) = (volume.config.id, volume.next_seq, slots.len() as u32);
         let report = Report::TakenOver { volume: id, updates, voids, next };
         self.commands.push_back(Command::Report(report));

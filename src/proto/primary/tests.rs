@@ -127,6 +127,16 @@ fn base_writes(commands: &[Command]) -> Vec<Token> {
         .collect()
 }
 
+fn restores(commands: &[Command]) -> Vec<Token> {
+    commands
+        .iter()
+        .filter_map(|c| match c {
+            Command::Restore { token, .. } => Some(*token),
+            _ => None,
+        })
+        .collect()
+}
+
 fn completed(commands: &[Command]) -> Vec<(u64, bool)> {
     commands
         .iter()
@@ -170,7 +180,7 @@ fn finish_all(shard: &mut PrimaryShard) -> Vec<Command> {
         for token in sent(&batch, RecordRole::Mirror) {
             shard.handle_delivered(token);
         }
-        for token in base_writes(&batch) {
+        for token in base_writes(&batch).into_iter().chain(restores(&batch)) {
             shard.handle_written(token, NvmeStatus::SUCCESS);
         }
         all.extend(batch);

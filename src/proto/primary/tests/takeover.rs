@@ -3,6 +3,7 @@
 use super::*;
 use crate::proto::membership::SiteRecord;
 use crate::proto::message::Held;
+use crate::proto::primary::takeover::TAG_FENCE;
 use crate::proto::types::{ForwardId, MoverId};
 
 const P3: ShardId = ShardId::new(3, 0);
@@ -41,7 +42,12 @@ fn member() -> PrimaryShard {
 
 /// A copy of number `seq` arrives from P1.
 fn copy(shard: &mut PrimaryShard, seq: u64, set: u64) -> RecordVerdict {
-    let info = UpdateInfo {
+    shard.handle_record(P1, RecordRole::Mirror, &copy_info(seq, set), BufRef(seq))
+}
+
+/// What P1 says of number `seq`.
+fn copy_info(seq: u64, set: u64) -> UpdateInfo {
+    UpdateInfo {
         kind: UpdateKind::Write,
         fua: false,
         payload_crc: 0,
@@ -60,33 +66,120 @@ fn copy(shard: &mut PrimaryShard, seq: u64, set: u64) -> RecordVerdict {
         time_ns: 0,
         time_error_ns: 0,
         forward: ForwardId(0),
-    };
-    shard.handle_record(P1, RecordRole::Mirror, &info, BufRef(seq))
+    }
 }
 
 /// P1 fails, and P2 takes over; P3 has nothing. What it finds: updates, voids, next number.
 fn take_over(shard: &mut PrimaryShard) -> (u32, u32, Seq) {
+    take_over_hearing(shard, 0)
+}
+
+/// The same where P3 has heard of numbers up to `heard`.
+fn take_over_hearing(shard: &mut PrimaryShard, heard: u64) -> (u32, u32, Seq) {
     shard.enter(Nanos(1), &record(2, &[(P2, 1), (P3, 1)], P2));
-    let held = Held { volume: V, copies: 0, confirmed: Seq(0) };
-    let (confirmed, open) = (SetId(0), SetId(1));
+    survey(shard, 0, 0, heard);
+    let wanted = commands(shard);
+    for token in sent(&wanted, RecordRole::Mirror) {
+        shard.handle_delivered(token);
+    }
+    taken_over(&wanted).expect("all members have spoken")
+}
+
+/// P3 says in epoch 2 that it sends so many copies, knows sets up to `confirmed` to be confirmed, and has
+/// heard of numbers up to `heard`.
+fn survey(shard: &mut PrimaryShard, copies: u32, confirmed: u64, heard: u64) {
+    let held = Held { volume: V, copies, confirmed: Seq(0), heard: Seq(heard) };
+    let (confirmed, open) = (SetId(confirmed), SetId(confirmed + 1));
     let (part, parts, volumes) = (0, 1, vec![held]);
     let survey = Message::Survey { group: G, confirmed, open, part, parts, volumes };
     shard.handle_message(Nanos(2), P3, Epoch(2), survey);
-    let found = commands(shard).into_iter().find_map(|command| match command {
+}
+
+/// The updates, voids and next number of a take-over.
+fn taken_over(commands: &[Command]) -> Option<(u32, u32, Seq)> {
+    commands.iter().find_map(|command| match command {
         Command::Report(Report::TakenOver { updates, voids, next, .. }) => {
-            Some((updates, voids, next))
+            Some((*updates, *voids, *next))
         }
         _ => None,
-    });
-    found.expect("all members have spoken")
+    })
+}
+
+/// All that [`take_over`] wants done is: the volume is open again, and set `set` too.
+fn open_again(shard: &mut PrimaryShard, set: u64) {
+    shard.handle_message(Nanos(3), P3, Epoch(2), Message::Budget { bytes: 40_000 });
+    for message in [
+        Message::Prepare { group: G, set: SetId(set), map_version: MapVersion(2) },
+        Message::Release { group: G, set: SetId(set) },
+    ] {
+        shard.handle_message(Nanos(3), P2, Epoch(2), message);
+    }
+    shard.handle_written(Token(u64::from(TAG_FENCE) << 32), NvmeStatus::SUCCESS);
+    finish_all(shard);
 }
 
 #[test]
-fn a_lost_number_between_others_is_void_and_lost_ones_after_the_last_are_given_out_again() {
+fn a_lost_number_between_others_is_void() {
     let mut shard = member();
     assert_eq!(copy(&mut shard, 1, 1), RecordVerdict::Kept);
     assert_eq!(copy(&mut shard, 3, 1), RecordVerdict::Kept);
     assert_eq!(take_over(&mut shard), (2, 1, Seq(4)));
+}
+
+#[test]
+fn a_number_that_any_member_has_heard_of_is_not_given_out_again() {
+    let mut shard = member();
+    assert_eq!(copy(&mut shard, 1, 1), RecordVerdict::Kept);
+    assert_eq!(take_over_hearing(&mut shard, 3), (1, 2, Seq(4)));
+    let marks = |shard: &PrimaryShard| shard.own_marks(|_| true).map(|held| held.heard).last();
+    assert_eq!(marks(&shard), Some(Seq(3)), "whoever takes over next does not either");
+    let mut full = member();
+    for seq in 1..=64 {
+        assert_eq!(copy(&mut full, seq, 1), RecordVerdict::Kept);
+    }
+    assert_eq!(copy(&mut full, 66, 1), RecordVerdict::Full, "and is heard of all the same");
+    assert_eq!(take_over(&mut full), (64, 2, Seq(67)));
+}
+
+#[test]
+fn the_last_numbers_that_nobody_holds_are_void_in_the_set_of_the_next_one() {
+    let mut shard = member();
+    copy(&mut shard, 1, 1);
+    assert_eq!(take_over_hearing(&mut shard, 3), (1, 2, Seq(4)));
+    open_again(&mut shard, 2);
+    let info = write(&mut shard, 7, 100);
+    assert_eq!((info.seq, info.set), (Seq(4), SetId(2)));
+    finish_all(&mut shard);
+    let prepare = Message::Prepare { group: G, set: SetId(3), map_version: MapVersion(2) };
+    shard.handle_message(Nanos(4), P2, Epoch(2), prepare);
+    let facts: Vec<_> = closed(&commands(&mut shard)).into_iter().map(|(_, part)| part).collect();
+    let spans: Vec<_> = facts.iter().flat_map(|part| &part.facts).collect();
+    assert_eq!(spans.iter().map(|f| (f.first, f.last)).collect::<Vec<_>>(), [(Seq(2), Seq(4))]);
+    assert_eq!(spans[0].voids, [Seq(2), Seq(3)]);
+    // Whoever has a copy of it, and takes over when this shard fails too, counts them there as well.
+    let mut next = member();
+    copy(&mut next, 1, 1);
+    copy(&mut next, 4, 2);
+    assert_eq!(take_over(&mut next), (2, 2, Seq(5)));
+    let sets = next.groups[0].sets.iter().flat_map(|set| set.facts());
+    assert_eq!(sets.map(|f| f.voids).collect::<Vec<_>>(), [vec![], vec![Seq(2), Seq(3)]]);
+}
+
+#[test]
+fn copies_that_were_promised_in_an_epoch_before_do_not_count_for_those_of_this_one() {
+    let mut shard = member();
+    shard.enter(Nanos(1), &record(2, &[(P2, 1), (P3, 1)], P2));
+    let from_p3 = |shard: &mut PrimaryShard, seq, set| {
+        let mut info = copy_info(seq, set);
+        info.epoch = E;
+        shard.handle_record(P3, RecordRole::Resend, &info, BufRef(100 + seq))
+    };
+    // P3 knows set 1 to be confirmed and promises #2; #1 is on its way since the epoch before.
+    survey(&mut shard, 1, 1, 2);
+    from_p3(&mut shard, 1, 1);
+    assert_eq!(taken_over(&commands(&mut shard)), None, "not all is here");
+    from_p3(&mut shard, 2, 2);
+    assert_eq!(taken_over(&commands(&mut shard)), Some((1, 0, Seq(3))));
 }
 
 #[test]
@@ -150,4 +243,23 @@ fn a_void_from_a_former_life_of_its_sender_is_refused() {
     assert!(shard.mirrored().all(|copy| !copy.void));
     shard.handle_message(Nanos(2), P3, E, void);
     assert!(shard.mirrored().all(|copy| copy.void), "links between members outlast an epoch");
+}
+
+#[test]
+fn a_forwarded_record_that_travels_to_the_new_owner_is_freed_when_it_has_arrived() {
+    let mut shard = member();
+    let forwarded = write(&mut shard, 7, 100);
+    let token = sent(&commands(&mut shard), RecordRole::Forward)[0];
+    shard.handle_delivered(token);
+    let info = UpdateInfo { seq: Seq(1), set: SetId(1), ..forwarded };
+    let verdict = shard.handle_record(P1, RecordRole::Numbered, &info, BufRef(900));
+    assert_eq!(verdict, RecordVerdict::Numbered { buf: BufRef(7) });
+    shard.enter(Nanos(1), &record(2, &[(P2, 1), (P3, 1)], P3));
+    let resent = sent(&commands(&mut shard), RecordRole::Resend);
+    let confirmed = Message::Confirmed { group: G, set: SetId(1) };
+    shard.handle_message(Nanos(2), P3, Epoch(2), confirmed);
+    let batch = commands(&mut shard);
+    assert_eq!((completed(&batch), freed(&batch)), (vec![(7, true)], vec![]), "it still travels");
+    shard.handle_delivered(resent[0]);
+    assert_eq!(freed(&commands(&mut shard)), [7]);
 }
