@@ -16,7 +16,7 @@ use setline::config::{Disk, Mover};
 use setline::control::model::{Fencing, FencingState};
 use setline::lab::cluster::Cluster;
 use setline::proto::types::{MoverId, VolumeId};
-use setline::runtime::fence::{Fence, Victim, key_of};
+use setline::runtime::fence::{Fence, Victims, key_of};
 use setline::spdk::NvmeStatus;
 use setline::spdk::address::Address;
 use setline::spdk::base::HostIdentity;
@@ -112,9 +112,10 @@ fn a_mover_that_was_shut_out_says_so_and_sends_hosts_elsewhere() {
     let bdevs = subsystems.attach_nvme("array", &array, Some(nqn), Some(&host), pump).unwrap();
     let bdev = bdevs.iter().find(|name| name.ends_with(&format!("n{nsid}"))).unwrap();
     let mut fence = Fence::new(SUCCESSOR, 1, host.id);
-    fence.join(VolumeId(1), bdev, *nsid, pump).unwrap();
+    fence.open(VolumeId(1), bdev, *nsid, pump).unwrap();
+    fence.join(&[VolumeId(1)], pump).unwrap();
     assert_eq!(at_p1.write(queues, data), NvmeStatus::SUCCESS, "joining shuts nobody out");
-    let removed = fence.preempt(VolumeId(1), Victim::Mover(MoverId(1)), pump).unwrap();
+    let removed = fence.preempt(VolumeId(1), Victims::Mover(MoverId(1)), pump).unwrap();
     assert_eq!(removed, [key_of(MoverId(1), 1)]);
 
     // What p1 has in its hand is refused by the base; to the host that is this path's end.

@@ -17,12 +17,12 @@ use devices::{Devices, Killed};
 use setline::control::model::FencingState;
 use setline::lab::array::{self, Array, Subsystem};
 use setline::proto::types::{MoverId, VolumeId};
-use setline::runtime::fence::{Fence, FenceError, Victim, key_of, mover_of};
+use setline::runtime::fence::{Fence, FenceError, Victims, key_of, mover_of};
 use setline::spdk::address::Address;
 use setline::spdk::base::HostIdentity;
 use setline::spdk::bdev::{Bdev, Channel};
 use setline::spdk::env::DmaBuf;
-use setline::spdk::reservation::{Kind, ReservationKey, Reservations};
+use setline::spdk::reservation::{Answer, Kind, Request, ReservationKey, Reservations};
 use setline::spdk::{NvmeStatus, Submit};
 
 const NQN: &str = "nqn.2026-11.io.setline:array-test";
@@ -242,21 +242,23 @@ fn one_mover_does_what_it_is_told() {
         let number = |at: usize| words[at].parse::<u64>().unwrap();
         let raw = || Reservations::open(name, 1).unwrap().unwrap();
         let answer = match words[0] {
-            "join" => match fence.join(VOLUME, name, 1, pump) {
-                Ok(()) => {
-                    let fencing = &fence.fencing()[&VOLUME];
-                    assert_eq!(fencing.state, FencingState::Fenced);
-                    assert_eq!(fencing.key, Some(fence.key().to_string()));
-                    assert!(fencing.reason.contains("kept over a loss"), "{}", fencing.reason);
-                    "fenced".to_owned()
+            "join" => {
+                match fence.open(VOLUME, name, 1, pump).and_then(|()| fence.join(&[VOLUME], pump)) {
+                    Ok(()) => {
+                        let fencing = &fence.fencing()[&VOLUME];
+                        assert_eq!(fencing.state, FencingState::Fenced);
+                        assert_eq!(fencing.key, Some(fence.key().to_string()));
+                        assert!(fencing.reason.contains("kept over a loss"), "{}", fencing.reason);
+                        "fenced".to_owned()
+                    }
+                    Err(error) => error.to_string(),
                 }
-                Err(error) => error.to_string(),
-            },
+            }
             "preempt" => {
-                preempted(fence.preempt(VOLUME, Victim::Mover(MoverId(number(1) as u16)), pump))
+                preempted(fence.preempt(VOLUME, Victims::Mover(MoverId(number(1) as u16)), pump))
             }
             "preempt-key" => {
-                preempted(fence.preempt(VOLUME, Victim::Key(ReservationKey(number(1))), pump))
+                preempted(fence.preempt(VOLUME, Victims::Key(ReservationKey(number(1))), pump))
             }
             "leave" => {
                 let next = Fence::new(MoverId(id), life, host.id);
@@ -265,19 +267,23 @@ fn one_mover_does_what_it_is_told() {
             }
             "acquire" => {
                 let kind = Kind::WriteExclusiveRegistrantsOnly;
-                let acquired = raw().acquire(ReservationKey(number(1)), kind, pump);
-                acquired.map_or_else(|error| error.to_string(), |()| "ok".to_owned())
+                let request = Request::Acquire { key: ReservationKey(number(1)), kind };
+                let acquired = raw().run(request, pump);
+                acquired.map_or_else(|error| error.to_string(), |_| "ok".to_owned())
             }
             // Plain "write exclusive", under a key that is nobody's.
             "seize" => {
                 use setline::spdk::reservation::Existing;
                 let (at, key) = (raw(), ReservationKey(77));
-                at.register(key, Existing::None, false, pump).unwrap();
-                at.acquire(key, Kind::Other(1), pump).unwrap();
+                let existing = Existing::None;
+                at.run(Request::Register { key, existing, persist: false }, pump).unwrap();
+                at.run(Request::Acquire { key, kind: Kind::Other(1) }, pump).unwrap();
                 "ok".to_owned()
             }
             "report" => {
-                let report = raw().report(pump).unwrap();
+                let Answer::Report(report) = raw().run(Request::Report, pump).unwrap() else {
+                    panic!("no report");
+                };
                 let kind = match report.kind {
                     None => "none".to_owned(),
                     Some(Kind::WriteExclusiveRegistrantsOnly) => "3".to_owned(),

@@ -357,6 +357,7 @@ impl Driver {
                 texts.push(format!("volume {name}: {}", fencing.reason));
             }
         }
+        texts.extend(self.fence_faults());
         texts
     }
 
@@ -589,6 +590,7 @@ impl Driver {
     }
 }
 
+mod fences;
 mod membership;
 mod reports;
 #[cfg(test)]

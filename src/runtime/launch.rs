@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::clock::Clock;
+use super::fence::Fencing;
 use super::hosts::{Hosts, HostsError};
 use super::idle::IdlePolicy;
 use super::messages::{FromPoller, ToPoller};
@@ -50,6 +51,8 @@ use crate::wire::packet::Incarnation;
 /// How long the control thread sleeps between turns: long against a turn, short against what
 /// people and hosts' administration notice.
 const CONTROL_SLEEP: Duration = Duration::from_micros(500);
+/// The same while bases are being fenced: hosts wait for it.
+const FENCING_SLEEP: Duration = Duration::from_micros(20);
 /// How long a start waits for the mover's former process to end.
 const FORMER_ENDS_MAX: Duration = Duration::from_secs(10);
 /// Requests that may wait for a poller.
@@ -269,8 +272,8 @@ impl Machine {
                 driver.begin_stop(clock.now(), drain, name);
             }
             let step = driver.turn(clock.now());
-            self.tell_hosts(&driver.take_paths());
             self.fence(clock.now(), driver);
+            self.tell_hosts(&driver.take_paths());
             match step {
                 Step::Run => {}
                 Step::CloseHosts => {
@@ -284,20 +287,28 @@ impl Machine {
                 }
                 Step::Ended(outcome) => return outcome,
             }
-            std::thread::sleep(CONTROL_SLEEP);
+            let soon = self.volumes.is_fencing() || driver.is_fencing();
+            std::thread::sleep(if soon { FENCING_SLEEP } else { CONTROL_SLEEP });
         }
     }
 
     /// Keeps movers that left from bases of volumes that are taken over here.
     fn fence(&mut self, now: Nanos, driver: &mut Driver) {
         while let Some((volume, members)) = driver.next_fence(now) {
-            let app = &self.app;
-            let pump = &mut || {
-                app.poll(tsc_now());
+            if !self.volumes.take_over(volume, &members) {
+                driver.fenced(now, volume, Ok(0), None);
+            }
+        }
+        for (volume, fencing) in self.volumes.fences(now) {
+            let done = match fencing {
+                Fencing::Hangs(what) => {
+                    driver.fence_hangs(now, volume, what);
+                    continue;
+                }
+                Fencing::Done(removed) => Ok(removed.len()),
+                Fencing::Failed(error) => Err(error.to_string()),
             };
-            let done = self.volumes.take_over(volume, &members, pump);
-            let done = done.map_err(|error| error.to_string());
-            driver.fenced(now, done, self.volumes.fencing());
+            driver.fenced(now, volume, done, self.volumes.fencing().remove(&volume));
         }
     }
 

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::fence::{Fence, FenceError, Victim};
+use super::fence::{self, Fence, FenceError, Victims};
 use super::parts::{JournalParts, TapOwner, VolumeParts};
 use super::plan::{HOST_PAYLOAD_BYTES_MAX, Plan, PollerPlan, fixed_because};
 use crate::config::{Disk, FileEngine, Mover, Role, Uuid, Volume};
-use crate::control::model::Fencing;
+use crate::control::model;
 use crate::proto::membership::SiteRecord;
-use crate::proto::types::{MoverId, VolumeId};
+use crate::proto::types::{MoverId, Nanos, VolumeId};
 use crate::spdk::address::Address;
 use crate::spdk::base::{Base, HostIdentity};
 use crate::spdk::bdev::{Bdev, Geometry};
@@ -101,10 +101,7 @@ pub struct Volumes {
     /// those of other primary movers, so that hosts find every volume here (P3).
     taps: Vec<(TapVolume, VolumeId)>,
     journal: Option<(String, Geometry)>,
-    /// Bases that several movers reach and that can be fenced: block device and namespace.
-    shared: BTreeMap<VolumeId, (String, u32)>,
-    /// Taken when the mover leaves its bases.
-    fence: Option<Fence>,
+    fence: Fence,
 }
 
 /// Makes block devices; remembers controllers, of which several volumes may use namespaces.
@@ -128,15 +125,9 @@ impl Volumes {
         pump: Pump<'_>,
     ) -> Result<Self, VolumeError> {
         let host = host_identity(mover);
-        let mut fence = Fence::new(MoverId(mover.mover.id), incarnation, host.id);
+        let fence = Fence::new(MoverId(mover.mover.id), incarnation, host.id);
         let mut opener = Opener { subsystems, host, controllers: BTreeMap::new() };
-        let mut volumes = Self {
-            bdevs: BTreeMap::new(),
-            taps: Vec::new(),
-            journal: None,
-            shared: BTreeMap::new(),
-            fence: None,
-        };
+        let mut volumes = Self { bdevs: BTreeMap::new(), taps: Vec::new(), journal: None, fence };
         let at_primary = mover.mover.role == Role::Primary;
         // A volume that can change its mover is the same at each of them, so that a host which takes
         // another path finds what it was told: no mover can compare and write at once for another.
@@ -151,13 +142,11 @@ impl Volumes {
             let bdev = opener.open(&name, disk, &need, &mut *pump)?;
             let id = VolumeId(volume.id);
             match (&bdev, disk.nsid().filter(|_| disk.shared())) {
-                (Some((bdev, _)), Some(nsid)) => {
-                    volumes.shared.insert(id, (bdev.clone(), nsid));
-                }
+                (Some((bdev, _)), Some(nsid)) => volumes.fence.open(id, bdev, nsid, &mut *pump)?,
                 (Some(_), None) if disk.shared() => {
-                    fence.bind(id, "movers share it, and a file has no reservations");
+                    volumes.fence.bind(id, "movers share it, and a file has no reservations");
                 }
-                (Some(_), None) => fence.bind(id, "no other mover reaches it"),
+                (Some(_), None) => volumes.fence.bind(id, "no other mover reaches it"),
                 (None, _) => {}
             }
             if at_primary {
@@ -182,7 +171,7 @@ impl Volumes {
             let bdev = opener.open(&name, &volume.base, &need, &mut *pump)?;
             let id = VolumeId(volume.id);
             if let (Some((bdev, _)), Some(nsid)) = (&bdev, volume.base.nsid()) {
-                volumes.shared.insert(id, (bdev.clone(), nsid));
+                volumes.fence.open(id, bdev, nsid, &mut *pump)?;
             }
             volumes.bdevs.insert(id, bdev);
         }
@@ -191,7 +180,6 @@ impl Volumes {
             let need = Need { what, block_bytes: None, bytes: journal.size_mib << 20 };
             volumes.journal = opener.open("journal", &journal.disk, &need, pump)?;
         }
-        volumes.fence = Some(fence);
         Ok(volumes)
     }
 
@@ -205,35 +193,30 @@ impl Volumes {
         volumes: impl Fn(VolumeId) -> bool,
         pump: Pump<'_>,
     ) -> Result<(), FenceError> {
-        let Some(fence) = &mut self.fence else { return Ok(()) };
-        for (id, (bdev, nsid)) in self.shared.iter().filter(|(id, _)| volumes(**id)) {
-            fence.join(*id, bdev, *nsid, &mut *pump)?;
-        }
-        Ok(())
+        let mine: Vec<VolumeId> = self.bdevs.keys().copied().filter(|id| volumes(*id)).collect();
+        self.fence.join(&mine, pump)
     }
 
-    /// Keeps everybody but the members of an epoch, in the lives that are members, from the base of a
-    /// volume that this mover takes over (invariant 4). How many were shut out.
-    ///
-    /// # Errors
-    /// [`FenceError`]; nothing may be written then.
-    pub fn take_over(
-        &mut self,
-        volume: VolumeId,
-        members: &BTreeMap<MoverId, u64>,
-        pump: Pump<'_>,
-    ) -> Result<usize, FenceError> {
-        let Some(fence) = &mut self.fence else { return Ok(0) };
-        if self.bdevs.get(&volume).is_some_and(Option::is_none) {
-            // A write-only leg: there is nothing that could be written.
-            return Ok(0);
+    /// Begins to keep everybody but the members of an epoch, in the lives that are members, from the base
+    /// of a volume that this mover takes over (invariant 4). [`Self::fences`] says what comes of it.
+    /// False: there is nothing that could be written.
+    pub fn take_over(&mut self, volume: VolumeId, members: &BTreeMap<MoverId, u64>) -> bool {
+        let write_only = self.bdevs.get(&volume).is_some_and(Option::is_none);
+        if !write_only {
+            self.fence.begin(volume, Some(Victims::AllBut(members.clone())));
         }
-        if let Some((bdev, nsid)) = self.shared.get(&volume)
-            && !fence.knows(volume)
-        {
-            fence.join(volume, bdev, *nsid, &mut *pump)?;
-        }
-        Ok(fence.preempt(volume, Victim::AllBut(members), pump)?.len())
+        !write_only
+    }
+
+    /// Goes on with what [`Self::take_over`] has begun; never waits.
+    pub fn fences(&mut self, now: Nanos) -> Vec<(VolumeId, fence::Fencing)> {
+        self.fence.poll(now)
+    }
+
+    /// Whether any base is being fenced.
+    #[must_use]
+    pub fn is_fencing(&self) -> bool {
+        self.fence.is_busy()
     }
 
     /// Shows `volume` to hosts, as every mover does: the same identity and size.
@@ -341,15 +324,13 @@ impl Volumes {
 
     /// How each base is kept from other movers.
     #[must_use]
-    pub fn fencing(&self) -> BTreeMap<VolumeId, Fencing> {
-        self.fence.as_ref().map(Fence::fencing).unwrap_or_default()
+    pub fn fencing(&self) -> BTreeMap<VolumeId, model::Fencing> {
+        self.fence.fencing()
     }
 
     /// Leaves the bases' reservations and removes the taps; bases go with SPDK's subsystems. Hosts and pollers have let go of both.
-    pub fn close(mut self, pump: Pump<'_>) {
-        if let Some(fence) = self.fence.take() {
-            fence.leave(&mut *pump);
-        }
+    pub fn close(self, pump: Pump<'_>) {
+        self.fence.leave(&mut *pump);
         for (tap, id) in self.taps {
             if let Err(error) = tap.remove(&mut *pump) {
                 tracing::warn!(volume = %id, %error, "a volume's tap stays until the process ends");

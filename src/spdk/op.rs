@@ -20,6 +20,12 @@ const OP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The slot of one operation.
 pub(super) struct Op<T>(Rc<Cell<Option<T>>>);
 
+impl<T> std::fmt::Debug for Op<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Op")
+    }
+}
+
 impl<T> Op<T> {
     pub(super) fn new() -> Self {
         Self(Rc::new(Cell::new(None)))
@@ -47,6 +53,16 @@ impl<T> Op<T> {
         // SAFETY: by the contract this is the strong count that `context` took.
         let slot = unsafe { Rc::from_raw(context.cast_const().cast::<Cell<Option<T>>>()) };
         slot.set(Some(value));
+    }
+
+    /// What the callback brought, once.
+    pub(super) fn take(&self) -> Option<T> {
+        self.0.take()
+    }
+
+    /// What [`Self::context`] has handed out, to compare with; it must not be followed.
+    pub(super) fn name(&self) -> *mut c_void {
+        Rc::as_ptr(&self.0).cast_mut().cast()
     }
 
     /// Pumps until the callback has come.

@@ -1,19 +1,20 @@
 //! NVMe reservations of a namespace: who may write it (invariant 4).
 //!
 //! SPDK's block device layer has no call for them, so they go as NVMe commands through its
-//! pass-through, on a channel of the thread that opened this. Control path only: every call waits
-//! for its command, polling with the caller's pump.
+//! pass-through, on a channel of the thread that opened this. Control path only. A command is sent and
+//! asked for later ([`Reservations::begin`], [`Reservations::poll`]), or waited for with the caller's
+//! pump ([`Reservations::run`]).
 //!
 //! A registrant is a *host*: the target tells hosts apart by their 128-bit host identifier
 //! ([`super::base::HostIdentity`]), never by connection. The key is a password that a host gives
 //! itself, and the name by which another host shuts it out.
 //!
 //! Layouts are from the NVM Express Base Specification 2.0, sections "Reservation Register",
-//! "Reservation Report", "Reservation Acquire" and "Reservation Release"; what they mean is in its
-//! section "Reservations".
+//! "Reservation Report" and "Reservation Acquire"; what they mean is in its section "Reservations".
 
 use std::ffi::c_void;
 use std::fmt;
+use std::ptr::null_mut;
 
 use super::bdev::{Bdev, Channel, take_status};
 use super::env::DmaBuf;
@@ -23,6 +24,8 @@ use super::sys;
 
 /// Identify pages have this size.
 const IDENTIFY_BYTES: usize = 4096;
+/// Registrants that a report has room for at first: few sites have more movers.
+const REGISTRANTS_FEW: usize = 63;
 /// The most registrants that are asked for: four times what SPDK's own target allows.
 const REGISTRANTS_MAX: usize = 1023;
 /// The extended report: its header, and each registrant after it.
@@ -134,8 +137,6 @@ pub enum Existing {
     None,
     /// It has this key, which is replaced.
     Replace(ReservationKey),
-    /// Whatever there is, is replaced (IEKEY).
-    Ignore,
 }
 
 /// Why a reservation command did not do what was asked.
@@ -162,6 +163,88 @@ pub struct Reservations {
     // Before the device: a channel is let go of first.
     channel: Channel,
     nsid: u32,
+}
+
+/// A command about reservations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// Who is registered, and what is reserved.
+    Report,
+    /// Registers this host. With `persist` registrations and reservation survive a loss of power of
+    /// the target; without, nothing is changed in that. A conflict: this host is registered with
+    /// another key than `existing`.
+    Register {
+        /// What it is to be registered with.
+        key: ReservationKey,
+        /// What becomes of an existing registration.
+        existing: Existing,
+        /// Outlive a loss of power.
+        persist: bool,
+    },
+    /// Unregisters this host. The last one to go, or the only holder, takes the reservation along. A
+    /// conflict: it is not registered with that key.
+    Unregister {
+        /// What it is registered with.
+        key: ReservationKey,
+    },
+    /// Reserves the namespace. A conflict: this host is not registered with `key`, or the namespace is
+    /// reserved otherwise.
+    Acquire {
+        /// What this host is registered with.
+        key: ReservationKey,
+        /// What is wanted.
+        kind: Kind,
+    },
+    /// Unregisters every host with key `victim`; if one of them held the reservation, this host holds
+    /// it from then on. It completes only when no command of theirs that was under way can have an
+    /// effect any more (preempt and abort). A conflict: this host is not registered with `key`, or
+    /// nobody is with `victim`.
+    Preempt {
+        /// What this host is registered with.
+        key: ReservationKey,
+        /// Who is to go.
+        victim: ReservationKey,
+        /// The type of the reservation.
+        kind: Kind,
+    },
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Report => f.write_str("reservation report"),
+            Self::Register { key, .. } => write!(f, "registration of {key}"),
+            Self::Unregister { key } => write!(f, "unregistration of {key}"),
+            Self::Acquire { .. } => f.write_str("reservation"),
+            Self::Preempt { victim, .. } => write!(f, "preemption of {victim}"),
+        }
+    }
+}
+
+/// What a command has brought.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// The answer to [`Request::Report`].
+    Report(Report),
+}
+
+/// A command under way. Dropped before it was answered, its memory is never used again: the device may
+/// still reach it.
+#[derive(Debug)]
+pub struct Sent {
+    op: Op<NvmeStatus>,
+    memory: Option<DmaBuf>,
+    request: Request,
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            memory.leak();
+        }
+    }
 }
 
 /// One command as it goes to the controller.
@@ -204,155 +287,134 @@ impl Reservations {
         Ok((oncs & 1 << 5 != 0).then_some(abilities))
     }
 
-    /// Registers this host with `key`. With `persist` registrations and reservation survive a loss
-    /// of power of the target; without, nothing is changed in that.
+    /// Sends a command; to be asked for its answer with [`Self::poll`]. `None`: there is no room now.
     ///
     /// # Errors
-    /// [`ReservationError::Conflict`]: this host is registered with another key than `existing`.
-    pub fn register(
+    /// It cannot be sent.
+    pub fn begin(&self, request: Request) -> Result<Option<Sent>, ReservationError> {
+        self.begin_with_room(request, REGISTRANTS_FEW)
+    }
+
+    fn begin_with_room(
         &self,
-        key: ReservationKey,
-        existing: Existing,
-        persist: bool,
-        pump: Pump<'_>,
-    ) -> Result<(), ReservationError> {
-        let (action, current, ignore) = match existing {
-            Existing::None => (sys::SPDK_NVME_RESERVE_REGISTER_KEY, 0, false),
-            Existing::Replace(old) => (sys::SPDK_NVME_RESERVE_REPLACE_KEY, old.0, false),
-            Existing::Ignore => (sys::SPDK_NVME_RESERVE_REPLACE_KEY, 0, true),
+        request: Request,
+        room: usize,
+    ) -> Result<Option<Sent>, ReservationError> {
+        let (command, data) = encode(request);
+        let length = if data.is_empty() { (room + 1) * REPORT_ENTRY_BYTES } else { data.len() };
+        let mut memory = DmaBuf::new(length, 4096)?;
+        memory[..data.len()].copy_from_slice(&data);
+        let mut command = command;
+        if request == Request::Report {
+            // NUMD, zero-based.
+            command.cdw10 = (length / 4 - 1) as u32;
+        }
+        // The namespace is filled in by SPDK.
+        match self.submit(&command, &memory, sys::spdk_bdev_nvme_io_passthru, 0) {
+            Ok(op) => Ok(Some(Sent { op, memory: Some(memory), request })),
+            Err(Submit::Busy) => Ok(None),
+            Err(Submit::Refused(errno)) => {
+                Err(Error::Errno { call: "NVMe pass-through", errno }.into())
+            }
+        }
+    }
+
+    /// What a command that was sent here has brought, once it has. Then it is over.
+    pub fn poll(&self, sent: &mut Sent) -> Option<Result<Answer, ReservationError>> {
+        let status = sent.op.take()?;
+        let memory = sent.memory.take()?;
+        if let Err(error) = judged(status) {
+            return Some(Err(error));
+        }
+        if sent.request != Request::Report {
+            return Some(Ok(Answer::Done));
+        }
+        let (report, registered) = parse_report(&memory);
+        let room = memory.len() / REPORT_ENTRY_BYTES - 1;
+        if registered <= room || room >= REGISTRANTS_MAX {
+            return Some(Ok(Answer::Report(report)));
+        }
+        match self.begin_with_room(sent.request, REGISTRANTS_MAX) {
+            Ok(Some(again)) => {
+                *sent = again;
+                None
+            }
+            Ok(None) => Some(Err(ReservationError::Failed(NvmeStatus::NAMESPACE_NOT_READY))),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Asks the controller to give up a command under way; it is answered all the same, if the controller
+    /// answers anything. What it was to do may have been done.
+    pub fn abort(&self, sent: &Sent) {
+        let (desc, channel) = self.channel.raw_parts();
+        // SAFETY: an open descriptor and a channel of this thread. The context only names the command
+        // among those of the channel; it is not followed, and may have completed. The callback needs
+        // no context.
+        let rc = unsafe {
+            sys::spdk_bdev_abort(desc, channel, sent.op.name(), Some(on_aborted), null_mut())
         };
-        // RREGA 2:0, IEKEY 3, CPTPL 31:30.
-        let cptpl = if persist {
-            sys::SPDK_NVME_RESERVE_PTPL_PERSIST_POWER_LOSS
-        } else {
-            sys::SPDK_NVME_RESERVE_PTPL_NO_CHANGES
-        };
-        let cdw10 = action | u32::from(ignore) << 3 | cptpl << 30;
-        let opcode = sys::SPDK_NVME_OPC_RESERVATION_REGISTER;
-        self.send(&Command { opcode, cdw10, cdw11: 0 }, &keys(current, key.0), pump)
+        if rc != 0 {
+            tracing::debug!(command = %sent.request, rc, "cannot be aborted");
+        }
     }
 
-    /// Unregisters this host, whose key is `key`. The last one to go, or the only holder, takes the
-    /// reservation along.
-    ///
-    /// # Errors
-    /// [`ReservationError::Conflict`]: it is not registered with that key.
-    pub fn unregister(&self, key: ReservationKey, pump: Pump<'_>) -> Result<(), ReservationError> {
-        let opcode = sys::SPDK_NVME_OPC_RESERVATION_REGISTER;
-        let cdw10 = sys::SPDK_NVME_RESERVE_UNREGISTER_KEY;
-        self.send(&Command { opcode, cdw10, cdw11: 0 }, &keys(key.0, 0), pump)
-    }
-
-    /// Reserves the namespace. This host is registered with `key`.
-    ///
-    /// # Errors
-    /// [`ReservationError::Conflict`]: it is not, or the namespace is reserved otherwise.
-    pub fn acquire(
-        &self,
-        key: ReservationKey,
-        kind: Kind,
-        pump: Pump<'_>,
-    ) -> Result<(), ReservationError> {
-        self.acquire_by(sys::SPDK_NVME_RESERVE_ACQUIRE, key, 0, kind, pump)
-    }
-
-    /// Unregisters every host with key `victim`; if one of them held the reservation, this host
-    /// holds it from then on. With `abort` it completes only when no command of theirs that was
-    /// under way can have an effect any more.
-    ///
-    /// # Errors
-    /// [`ReservationError::Conflict`]: this host is not registered with `key`, or nobody is with
-    /// `victim`.
-    pub fn preempt(
-        &self,
-        key: ReservationKey,
-        victim: ReservationKey,
-        kind: Kind,
-        abort: bool,
-        pump: Pump<'_>,
-    ) -> Result<(), ReservationError> {
-        let action = if abort {
-            sys::SPDK_NVME_RESERVE_PREEMPT_ABORT
-        } else {
-            sys::SPDK_NVME_RESERVE_PREEMPT
-        };
-        self.acquire_by(action, key, victim.0, kind, pump)
-    }
-
-    fn acquire_by(
-        &self,
-        action: u32,
-        key: ReservationKey,
-        victim: u64,
-        kind: Kind,
-        pump: Pump<'_>,
-    ) -> Result<(), ReservationError> {
-        // RACQA 2:0, IEKEY 3, RTYPE 15:8.
-        let cdw10 = action | u32::from(kind.number()) << 8;
-        let opcode = sys::SPDK_NVME_OPC_RESERVATION_ACQUIRE;
-        self.send(&Command { opcode, cdw10, cdw11: 0 }, &keys(key.0, victim), pump)
-    }
-
-    /// Ends the reservation, for all registrants; they stay registered.
-    ///
-    /// # Errors
-    /// [`ReservationError::Conflict`]: this host is not registered with `key`.
-    pub fn release(
-        &self,
-        key: ReservationKey,
-        kind: Kind,
-        pump: Pump<'_>,
-    ) -> Result<(), ReservationError> {
-        // RRELA 2:0, IEKEY 3, RTYPE 15:8.
-        let cdw10 = sys::SPDK_NVME_RESERVE_RELEASE | u32::from(kind.number()) << 8;
-        let opcode = sys::SPDK_NVME_OPC_RESERVATION_RELEASE;
-        self.send(&Command { opcode, cdw10, cdw11: 0 }, &key.0.to_le_bytes(), pump)
-    }
-
-    /// Who is registered.
+    /// Sends a command and waits for its answer.
     ///
     /// # Errors
     /// [`ReservationError`].
-    pub fn report(&self, pump: Pump<'_>) -> Result<Report, ReservationError> {
-        let mut room = 63;
-        loop {
-            let mut page = DmaBuf::new((room + 1) * REPORT_ENTRY_BYTES, 4096)?;
-            let dwords = (page.len() / 4) as u32;
-            // NUMD is zero-based; EDS, the form with 128-bit host identifiers, is what a fabric
-            // has.
-            let opcode = sys::SPDK_NVME_OPC_RESERVATION_REPORT;
-            let command = Command { opcode, cdw10: dwords - 1, cdw11: 1 };
-            page = self.pass(&command, page, sys::spdk_bdev_nvme_io_passthru, 0, &mut *pump)?;
-            let (report, registered) = parse_report(&page);
-            if registered <= room || room >= REGISTRANTS_MAX {
-                return Ok(report);
-            }
-            room = REGISTRANTS_MAX;
-        }
+    pub fn run(&self, request: Request, pump: Pump<'_>) -> Result<Answer, ReservationError> {
+        let mut sent = None;
+        let mut answer = None;
+        poll_until("a reservation command", pump, || {
+            answer = match &mut sent {
+                Some(sent) => self.poll(sent),
+                None => match self.begin(request) {
+                    Ok(begun) => {
+                        sent = begun;
+                        None
+                    }
+                    Err(error) => Some(Err(error)),
+                },
+            };
+            answer.is_some()
+        })?;
+        answer.unwrap_or(Err(Error::Misuse("no answer").into()))
     }
 
     fn identify(&self, cns: u32, nsid: u32, pump: Pump<'_>) -> Result<DmaBuf, ReservationError> {
         let page = DmaBuf::new(IDENTIFY_BYTES, 4096)?;
         let command = Command { opcode: sys::SPDK_NVME_OPC_IDENTIFY, cdw10: cns, cdw11: 0 };
-        self.pass(&command, page, sys::spdk_bdev_nvme_admin_passthru, nsid, pump)
+        let mut result = Err(Submit::Busy);
+        poll_until("Identify", &mut *pump, || {
+            result = self.submit(&command, &page, sys::spdk_bdev_nvme_admin_passthru, nsid);
+            !matches!(result, Err(Submit::Busy))
+        })?;
+        let op = match result {
+            Ok(op) => op,
+            Err(Submit::Busy) => return Err(Error::Misuse("not submitted").into()),
+            Err(Submit::Refused(errno)) => {
+                return Err(Error::Errno { call: "NVMe pass-through", errno }.into());
+            }
+        };
+        match op.wait("Identify", pump) {
+            Ok(status) => judged(status).map(|()| page),
+            Err(late) => {
+                // The device may still reach the memory.
+                page.leak();
+                Err(late.into())
+            }
+        }
     }
 
-    fn send(&self, command: &Command, data: &[u8], pump: Pump<'_>) -> Result<(), ReservationError> {
-        let mut memory = DmaBuf::new(data.len(), 4096)?;
-        memory.copy_from_slice(data);
-        // The namespace is filled in by SPDK.
-        self.pass(command, memory, sys::spdk_bdev_nvme_io_passthru, 0, pump).map(drop)
-    }
-
-    /// Sends one command and waits; gives its memory back.
-    fn pass(
+    /// Sends one command. Whoever keeps the operation keeps `memory` until it is finished.
+    fn submit(
         &self,
         command: &Command,
-        memory: DmaBuf,
+        memory: &DmaBuf,
         submit: PassThrough,
         nsid: u32,
-        pump: Pump<'_>,
-    ) -> Result<DmaBuf, ReservationError> {
+    ) -> Result<Op<NvmeStatus>, Submit> {
         let mut cmd = sys::spdk_nvme_cmd::default();
         cmd.set_opc(command.opcode as u16);
         cmd.nsid = nsid;
@@ -361,38 +423,66 @@ impl Reservations {
         let op = Op::<NvmeStatus>::new();
         let (desc, channel) = self.channel.raw_parts();
         let data = memory.io_buf();
-        let mut result = Err(Submit::Busy);
-        poll_until("a reservation command", &mut *pump, || {
-            let ctx = op.context();
-            // SAFETY: an open descriptor and a channel of this thread; the command is copied; the
-            // memory stays until the completion, or for ever (below).
-            result = submitted(unsafe {
-                submit(
-                    desc,
-                    channel,
-                    &cmd,
-                    data.as_ptr().as_ptr().cast(),
-                    data.len(),
-                    Some(on_passed),
-                    ctx,
-                )
-            });
-            if result.is_err() {
-                // SAFETY: not submitted, so the callback does not come.
-                unsafe { Op::<NvmeStatus>::disown(ctx) };
-            }
-            result != Err(Submit::Busy)
-        })?;
-        if let Err(Submit::Refused(errno)) = result {
-            return Err(Error::Errno { call: "NVMe pass-through", errno }.into());
+        let ctx = op.context();
+        // SAFETY: an open descriptor and a channel of this thread; the command is copied; the memory
+        // stays until the completion, or for ever, by this function's contract.
+        let result = submitted(unsafe {
+            submit(
+                desc,
+                channel,
+                &cmd,
+                data.as_ptr().as_ptr().cast(),
+                data.len(),
+                Some(on_passed),
+                ctx,
+            )
+        });
+        if result.is_err() {
+            // SAFETY: not submitted, so the callback does not come.
+            unsafe { Op::<NvmeStatus>::disown(ctx) };
         }
-        match op.wait("a reservation command", pump) {
-            Ok(status) => judged(status).map(|()| memory),
-            Err(late) => {
-                // The device may still reach the memory.
-                memory.leak();
-                Err(late.into())
-            }
+        result.map(|()| op)
+    }
+}
+
+/// The command of `request`, and what it sends; nothing where it receives.
+fn encode(request: Request) -> (Command, Vec<u8>) {
+    // RACQA 2:0, IEKEY 3, RTYPE 15:8.
+    let acquire = |action: u32, kind: Kind| Command {
+        opcode: sys::SPDK_NVME_OPC_RESERVATION_ACQUIRE,
+        cdw10: action | u32::from(kind.number()) << 8,
+        cdw11: 0,
+    };
+    let register = sys::SPDK_NVME_OPC_RESERVATION_REGISTER;
+    match request {
+        Request::Report => {
+            // EDS, the form with 128-bit host identifiers, is what a fabric has.
+            let opcode = sys::SPDK_NVME_OPC_RESERVATION_REPORT;
+            (Command { opcode, cdw10: 0, cdw11: 1 }, Vec::new())
+        }
+        Request::Register { key, existing, persist } => {
+            let (action, current) = match existing {
+                Existing::None => (sys::SPDK_NVME_RESERVE_REGISTER_KEY, 0),
+                Existing::Replace(old) => (sys::SPDK_NVME_RESERVE_REPLACE_KEY, old.0),
+            };
+            // RREGA 2:0, IEKEY 3, CPTPL 31:30.
+            let cptpl = if persist {
+                sys::SPDK_NVME_RESERVE_PTPL_PERSIST_POWER_LOSS
+            } else {
+                sys::SPDK_NVME_RESERVE_PTPL_NO_CHANGES
+            };
+            let cdw10 = action | cptpl << 30;
+            (Command { opcode: register, cdw10, cdw11: 0 }, keys(current, key.0))
+        }
+        Request::Unregister { key } => {
+            let cdw10 = sys::SPDK_NVME_RESERVE_UNREGISTER_KEY;
+            (Command { opcode: register, cdw10, cdw11: 0 }, keys(key.0, 0))
+        }
+        Request::Acquire { key, kind } => {
+            (acquire(sys::SPDK_NVME_RESERVE_ACQUIRE, kind), keys(key.0, 0))
+        }
+        Request::Preempt { key, victim, kind } => {
+            (acquire(sys::SPDK_NVME_RESERVE_PREEMPT_ABORT, kind), keys(key.0, victim.0))
         }
     }
 }
@@ -424,11 +514,13 @@ fn judged(status: NvmeStatus) -> Result<(), ReservationError> {
     }
 }
 
-fn keys(current: u64, other: u64) -> [u8; 16] {
-    let mut data = [0; 16];
-    data[..8].copy_from_slice(&current.to_le_bytes());
-    data[8..].copy_from_slice(&other.to_le_bytes());
-    data
+unsafe extern "C" fn on_aborted(io: *mut sys::spdk_bdev_io, success: bool, _: *mut c_void) {
+    // Whether it helped shows at the command itself.
+    let _ = take_status(io, success);
+}
+
+fn keys(current: u64, other: u64) -> Vec<u8> {
+    [current.to_le_bytes(), other.to_le_bytes()].concat()
 }
 
 /// The extended report (figures "Reservation Status Extended Data Structure" and "Registered

@@ -169,6 +169,11 @@ impl ClusterStore for EmbeddedStore {
 
     fn campaign(&mut self, _wanted: bool) {}
 
+    fn read(&mut self, number: u64) -> Result<(), ClusterError> {
+        self.events.push_back(Event::Read(number));
+        Ok(())
+    }
+
     fn lease(&self) -> Lease {
         Lease::Endless
     }

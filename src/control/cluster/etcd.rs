@@ -39,6 +39,7 @@ enum Request {
     Swap(Swap),
     Campaign(bool),
     Whole(Epoch),
+    Read(u64),
     Leave,
 }
 
@@ -120,6 +121,10 @@ impl ClusterStore for EtcdStore {
             // Others count this mover as not whole: they are only more careful.
             tracing::warn!(%epoch, "too many requests to the cluster store are under way");
         }
+    }
+
+    fn read(&mut self, number: u64) -> Result<(), ClusterError> {
+        self.requests.try_send(Request::Read(number)).map_err(|_| ClusterError::Busy)
     }
 
     fn lease(&self) -> Lease {

@@ -149,6 +149,8 @@ pub enum Event {
     LeaseLost,
     /// What became of a [`Swap`].
     Swapped(u64, Result<Revision, ClusterError>),
+    /// The record told last is at least as new as when this was asked for ([`ClusterStore::read`]).
+    Read(u64),
 }
 
 /// A site's store. Used by the control thread; no call waits for the network.
@@ -168,6 +170,13 @@ pub trait ClusterStore: Send + std::fmt::Debug {
     /// Tells the others, as long as the lease lasts, that this mover is whole in `epoch`
     /// ([`Alive::whole`]).
     fn tell_whole(&mut self, epoch: Epoch);
+    /// Asks for the record as it is now or later: [`Event::Read`] comes when it has been told. Numbers
+    /// grow, and one that comes answers all smaller ones. While the store does not answer, nothing
+    /// comes.
+    ///
+    /// # Errors
+    /// [`ClusterError::Busy`]; then no event comes.
+    fn read(&mut self, number: u64) -> Result<(), ClusterError>;
     /// How long this mover counts as alive, without asking anybody.
     fn lease(&self) -> Lease;
     /// Leaves in order: resigns and gives the lease back. Waits at most about as long as one request
@@ -192,6 +201,8 @@ pub struct Known {
     pub alive: BTreeMap<MoverId, Alive>,
     /// The leader.
     pub leader: Option<Leader>,
+    /// The latest [`ClusterStore::read`] that was answered.
+    pub read: u64,
 }
 
 impl Known {
@@ -215,6 +226,7 @@ impl Known {
             }
             Event::Alive(alive) => self.alive.clone_from(alive),
             Event::Leader(leader) => self.leader.clone_from(leader),
+            Event::Read(number) => self.read = self.read.max(*number),
             Event::LeaseLost | Event::Swapped(..) => {}
         }
     }

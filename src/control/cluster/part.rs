@@ -53,6 +53,8 @@ pub struct Part {
     /// The change that is under way, and what it is in words.
     pub(super) changing: Option<(u64, String)>,
     tickets: u64,
+    /// The latest read of the record that is wanted, and the latest that the store was asked for.
+    reads: (u64, u64),
     /// Why the membership never changes; none where it follows the record.
     fixed: Option<String>,
     /// What each life said last of the epoch in which it is whole: also of those that fell since.
@@ -137,6 +139,7 @@ impl Part {
             unavailable_since_ms,
             changing: None,
             tickets: 0,
+            reads: (0, 0),
             fixed,
             whole: BTreeMap::new(),
         }
@@ -158,7 +161,20 @@ impl Part {
         if self.fixed.is_some() {
             self.publish();
         }
+        if self.reads.0 > self.reads.1 && self.store.read(self.reads.0).is_ok() {
+            self.reads.1 = self.reads.0;
+        }
         told
+    }
+
+    /// Wants the record as it is now or later. When [`Known::read`] is at least the number returned, the
+    /// record that is known is.
+    pub fn read_anew(&mut self) -> u64 {
+        // One that is wanted and not asked for yet will do.
+        if self.reads.0 == self.reads.1 {
+            self.reads.0 += 1;
+        }
+        self.reads.0
     }
 
     fn tell(
@@ -205,7 +221,11 @@ impl Part {
                     }
                 }
             }
-            Event::Record(..) | Event::Alive(_) | Event::Leader(_) | Event::Swapped(..) => None,
+            Event::Record(..)
+            | Event::Alive(_)
+            | Event::Leader(_)
+            | Event::Swapped(..)
+            | Event::Read(_) => None,
         }
     }
 

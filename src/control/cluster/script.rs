@@ -1,6 +1,7 @@
 //! A cluster store for tests: it is told what to say, and notes what it is asked.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ pub(in crate::control) struct Script {
     pub(in crate::control) events: Arc<Mutex<VecDeque<Event>>>,
     pub(in crate::control) asked: Arc<Mutex<Vec<Swap>>>,
     pub(in crate::control) whole: Arc<Mutex<Vec<Epoch>>>,
+    /// Reads are not answered.
+    pub(in crate::control) deaf: Arc<AtomicBool>,
 }
 
 impl ClusterStore for Script {
@@ -32,6 +35,13 @@ impl ClusterStore for Script {
     fn campaign(&mut self, _wanted: bool) {}
     fn tell_whole(&mut self, epoch: Epoch) {
         self.whole.lock().unwrap().push(epoch);
+    }
+    fn read(&mut self, number: u64) -> Result<(), ClusterError> {
+        if self.deaf.load(Ordering::Relaxed) {
+            return Err(ClusterError::Busy);
+        }
+        self.events.lock().unwrap().push_back(Event::Read(number));
+        Ok(())
     }
     fn lease(&self) -> Lease {
         Lease::Until(Instant::now() + Duration::from_secs(60))

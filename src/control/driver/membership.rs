@@ -7,14 +7,14 @@
 //! When the store does not answer, nothing changes: the data path and set formation go on in the
 //! present epoch.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::fences::ToFence;
 use super::{Driver, PathState};
 use crate::control::cluster::{Revision, SiteRecord as StoredRecord};
-use crate::control::model::{EventLevel, Fencing};
+use crate::control::model::EventLevel;
 use crate::control::stop::{Outcome, Stopping};
-use crate::proto::command::Token;
 use crate::proto::membership::SiteRecord;
 use crate::proto::types::{Epoch, MoverId, Nanos, ShardId, VolumeId};
 use crate::runtime::messages::{PeerState, ToPoller};
@@ -23,19 +23,6 @@ use crate::runtime::plan::{self, Start};
 /// How much longer than the one before it each further member waits before it proposes, in
 /// nanoseconds: the first one mostly does it alone.
 const RANK_NS: u64 = 50_000_000;
-/// Between two attempts to fence a base that could not be fenced, in nanoseconds.
-const FENCE_AGAIN_NS: u64 = 500_000_000;
-
-/// A base that is to be fenced before a volume is written.
-#[derive(Debug, Clone)]
-struct ToFence {
-    shard: ShardId,
-    volume: VolumeId,
-    token: Token,
-    at: Nanos,
-    /// Why it did not work the last time.
-    failed: Option<String>,
-}
 
 /// What this mover knows of its site's membership.
 #[derive(Debug)]
@@ -45,7 +32,7 @@ pub(in crate::control) struct Site {
     /// This life of this mover.
     life: u64,
     /// The lives that are members.
-    lives: BTreeMap<MoverId, u64>,
+    pub(super) lives: BTreeMap<MoverId, u64>,
     /// The version of the record in the store that was acted upon.
     revision: Revision,
     start: Start,
@@ -54,8 +41,7 @@ pub(in crate::control) struct Site {
     told_whole: Epoch,
     /// Since when any member is to be excluded.
     failing_since: Option<Nanos>,
-    to_fence: VecDeque<ToFence>,
-    fencing: Option<ToFence>,
+    pub(super) fences: Vec<ToFence>,
 }
 
 impl Site {
@@ -69,8 +55,7 @@ impl Site {
             whole: vec![Epoch(0); pollers],
             told_whole: Epoch(0),
             failing_since: None,
-            to_fence: VecDeque::new(),
-            fencing: None,
+            fences: Vec::new(),
         }
     }
 }
@@ -87,6 +72,9 @@ impl Driver {
         {
             self.site.revision = revision;
             self.recorded(now, &record);
+        }
+        if self.site.revision == revision {
+            self.release_fenced(now);
         }
         let quiet = self.stopping == Stopping::No && self.failure.is_none();
         if quiet && self.site.revision == revision {
@@ -241,64 +229,6 @@ impl Driver {
         let topology = &self.plan.topology;
         let pollers = |mover| topology.pollers_of(mover);
         self.cluster.exclude(&failed, failing[0].1, pollers, unix_ms);
-    }
-
-    /// A poller takes a volume over and wants its base fenced. That holds until it is done, also when
-    /// further epochs begin meanwhile: it is asked for once.
-    pub(super) fn fence_wanted(
-        &mut self,
-        now: Nanos,
-        shard: ShardId,
-        volume: VolumeId,
-        token: Token,
-    ) {
-        self.site.to_fence.push_back(ToFence { shard, volume, token, at: now, failed: None });
-    }
-
-    /// The next volume whose base is to be fenced, with the lives that may go on using it, those of the
-    /// latest epoch; to be answered with [`Self::fenced`].
-    pub fn next_fence(&mut self, now: Nanos) -> Option<(VolumeId, BTreeMap<MoverId, u64>)> {
-        let due = self.site.to_fence.iter().position(|fence| fence.at <= now)?;
-        let fence = self.site.to_fence.remove(due)?;
-        let volume = fence.volume;
-        self.site.fencing = Some(fence);
-        Some((volume, self.site.lives.clone()))
-    }
-
-    /// A base was fenced, or why not: then it is tried again, and the volume stays closed.
-    pub fn fenced(
-        &mut self,
-        now: Nanos,
-        done: Result<usize, String>,
-        fencing: BTreeMap<VolumeId, Fencing>,
-    ) {
-        let Some(mut fence) = self.site.fencing.take() else { return };
-        self.fencing.extend(fencing);
-        let (group, name) = self.volume_name(fence.volume);
-        match done {
-            Ok(removed) => {
-                tracing::info!(volume = %name, removed, "the base is fenced");
-                let token = fence.token;
-                self.send(usize::from(fence.shard.poller), ToPoller::Fenced { token });
-                if fence.failed.is_some() {
-                    self.paths.push((fence.volume, PathState::Optimized));
-                    self.faults.remove("fence");
-                }
-            }
-            Err(error) => {
-                if fence.failed.as_ref() != Some(&error) {
-                    let message = format!("{name} stays closed: {error}; it is tried again");
-                    let group = self.group_name(group);
-                    let level = EventLevel::Error;
-                    self.event(now, level, "take-over", group.as_deref(), message.clone());
-                    self.faults.insert("fence", message);
-                    self.paths.push((fence.volume, PathState::Inaccessible));
-                }
-                fence.failed = Some(error);
-                fence.at = now.after(FENCE_AGAIN_NS);
-                self.site.to_fence.push_back(fence);
-            }
-        }
     }
 
     pub(super) fn mover_name(&self, id: MoverId) -> String {

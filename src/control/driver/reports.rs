@@ -151,7 +151,8 @@ impl Driver {
                       here any more, and hosts are sent to another path; restart this mover";
         let key = self.fencing.get(&volume).and_then(|fencing| fencing.key.clone());
         let state = FencingState::Excluded;
-        self.fencing.insert(volume, Fencing { state, reason: reason.to_owned(), key });
+        let fencing = Fencing { state, reason: reason.to_owned(), key, since_unix_ms: None };
+        self.fencing.insert(volume, fencing);
         let group = self.group_name(group);
         let message = format!("volume {name}: {reason}");
         self.event(at, EventLevel::Error, "excluded", group.as_deref(), message);

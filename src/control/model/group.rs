@@ -200,6 +200,9 @@ pub struct Fencing {
     pub reason: String,
     /// This mover's key there, hexadecimal.
     pub key: Option<String>,
+    /// Since when it is waited for ([`FencingState::Waiting`]).
+    #[serde(default)]
+    pub since_unix_ms: Option<u64>,
 }
 
 impl std::fmt::Display for FencingState {
@@ -208,6 +211,7 @@ impl std::fmt::Display for FencingState {
             Self::Fenced => "fenced",
             Self::Bound => "bound",
             Self::Excluded => "excluded",
+            Self::Waiting => "waiting",
         })
     }
 }
@@ -222,6 +226,8 @@ pub enum FencingState {
     Bound,
     /// Another mover shut this one out: it writes nothing any more.
     Excluded,
+    /// This mover takes the volume over, and waits until nobody else can write.
+    Waiting,
 }
 
 /// The map volume → responsible mover (G1).

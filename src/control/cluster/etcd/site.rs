@@ -92,6 +92,11 @@ impl Seen {
         self.news(Some(&before))
     }
 
+    /// The version of the record seen last.
+    pub(super) fn revision(&self) -> Revision {
+        self.record.as_ref().map_or(Revision(0), |(revision, _)| *revision)
+    }
+
     fn put(&mut self, keys: &Keys, kv: &KeyValue) {
         let key = String::from_utf8_lossy(kv.key());
         if key == keys.record {

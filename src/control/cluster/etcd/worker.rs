@@ -65,6 +65,9 @@ pub(super) struct Worker {
     wants_to_lead: bool,
     seen: Seen,
     available: bool,
+    /// The latest read that was asked for, and the version of the record that answers it; none while
+    /// that is not known.
+    read: Option<(u64, Option<Revision>)>,
 }
 
 /// A session's connections.
@@ -101,6 +104,7 @@ impl Worker {
             seen: Seen::default(),
             // So that the first failure is told.
             available: true,
+            read: None,
         }
     }
 
@@ -140,6 +144,8 @@ impl Worker {
                 Ok(Some(Request::Campaign(wanted))) => self.wants_to_lead = wanted,
                 // Written when there is a connection again.
                 Ok(Some(Request::Whole(epoch))) => self.me.alive.whole = Some(epoch.0),
+                // Answered by what is read then.
+                Ok(Some(Request::Read(number))) => self.read = Some((number, None)),
                 // The lease cannot be given back now: it runs out.
                 Ok(Some(Request::Leave) | None) => return Err(End::Over),
             }
@@ -169,6 +175,7 @@ impl Worker {
                     }
                     let events = self.seen.changed(&self.keys, message.events());
                     self.tell_all(events).await?;
+                    self.tell_read().await?;
                     self.lead(&mut session.client).await?;
                 }
                 answer = session.answers.message() => {
@@ -197,6 +204,7 @@ impl Worker {
                             self.write_member(&mut session.client, lease).await?;
                         }
                     }
+                    Some(Request::Read(number)) => self.read(&mut session.client, number).await?,
                     Some(Request::Leave) => {
                         self.leave(&mut session.client).await;
                         return Err(End::Over);
@@ -219,6 +227,10 @@ impl Worker {
         };
         let events = self.seen.read(&self.keys, found.kvs());
         self.tell_all(events).await?;
+        if let Some((_, version)) = &mut self.read {
+            *version = Some(self.seen.revision());
+        }
+        self.tell_read().await?;
         let from = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
         let watch = self.limit(client.watch(prefix.as_str(), Some(from))).await??;
         self.watch_lease().await?;
@@ -368,6 +380,28 @@ impl Worker {
                 self.tell(Event::Swapped(swap.ticket, Err(error))).await?;
                 Err(End::Failed(why))
             }
+        }
+    }
+
+    /// Reads the record as it is now (linearizable, as etcd's reads are). When it is newer than what the
+    /// watch has brought, it is told when that has come, too: the record is told in one order only.
+    async fn read(&mut self, client: &mut Client, number: u64) -> Step<()> {
+        self.read = Some((number, None));
+        let only = GetOptions::new().with_keys_only();
+        let found = self.limit(client.get(self.keys.record.as_str(), Some(only))).await??;
+        let version = found.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision);
+        self.read = Some((number, Some(Revision(version as u64))));
+        self.tell_read().await
+    }
+
+    /// Answers a read once the record that was told is as new as what was read.
+    async fn tell_read(&mut self) -> Step<()> {
+        match self.read {
+            Some((number, Some(version))) if self.seen.revision() >= version => {
+                self.read = None;
+                self.tell(Event::Read(number)).await
+            }
+            _ => Ok(()),
         }
     }
 

@@ -16,7 +16,8 @@ fn an_excluded_mover_is_degraded_and_says_which_volume_it_lost() {
     bench.run_ms(300);
     bench.advance(5);
     let key = Some("0x534c000100000001".to_owned());
-    let fenced = Fencing { state: FencingState::Fenced, reason: "why".into(), key: key.clone() };
+    let (state, reason) = (FencingState::Fenced, "why".into());
+    let fenced = Fencing { state, reason, key: key.clone(), since_unix_ms: None };
     bench.driver.fencing.insert(VolumeId(1), fenced.clone());
     assert_eq!(volume(&mut bench).fencing, Some(fenced));
     assert!(bench.status().degraded.is_empty());

@@ -46,6 +46,12 @@ impl Site {
         self.script.asked.lock().unwrap().iter().map(|swap| swap.record.clone()).collect()
     }
 
+    /// What status says of a volume's base.
+    fn shown(&self, volume: VolumeId) -> (FencingState, String) {
+        let fencing = &self.bench.driver.fencing[&volume];
+        (fencing.state, fencing.reason.clone())
+    }
+
     fn has_told(&self, kind: &str) -> bool {
         self.bench.driver.events.since(0, 1000).iter().any(|event| event.kind == kind)
     }
@@ -107,20 +113,78 @@ fn a_volume_whose_base_cannot_be_fenced_stays_closed_and_is_tried_again() {
     let now = site.bench.now;
     let (asked, lives) = site.bench.driver.next_fence(now).unwrap();
     assert_eq!((asked, lives), (volume, BTreeMap::from([(MoverId(1), 1), (MoverId(2), 2)])));
-    site.bench.driver.fenced(now, Err("no answer".to_owned()), BTreeMap::new());
+    assert_eq!(site.shown(volume).0, FencingState::Waiting);
+    site.bench.driver.fenced(now, volume, Err("no answer".to_owned()), None);
     assert!(site.bench.driver.next_fence(now).is_none(), "not at once");
     // Another epoch begins meanwhile: the volume is taken over still.
     let next = SiteRecord { epoch: Epoch(2), ..first() };
     site.recorded(next);
     assert_eq!(site.bench.driver.take_paths(), [(volume, PathState::Inaccessible)]);
     assert!(site.bench.driver.fault_texts()[0].contains("no answer"));
+    assert!(site.shown(volume).1.contains("no answer"));
     site.bench.run_ms(500);
     assert_eq!(std::mem::take(&mut site.bench.asked), ["enter 2"]);
     let now = site.bench.now;
     assert!(site.bench.driver.next_fence(now).is_some());
-    site.bench.driver.fenced(now, Ok(1), BTreeMap::new());
-    site.bench.run_ms(1);
+    site.bench.driver.fenced(now, volume, Ok(1), None);
+    site.bench.run_ms(2);
     assert_eq!(site.bench.asked, ["fenced 7"]);
     assert_eq!(site.bench.driver.take_paths(), [(volume, PathState::Optimized)]);
     assert!(site.bench.driver.fault_texts().is_empty());
+    assert!(!site.bench.driver.fencing.contains_key(&volume));
+}
+
+#[test]
+fn volumes_are_fenced_side_by_side_and_one_that_hangs_holds_up_no_other() {
+    let mut site = Site::new();
+    let shard = site.bench.shard;
+    let volumes = [VolumeId(1), VolumeId(2)];
+    for (volume, token) in volumes.into_iter().zip([Token(5), Token(6)]) {
+        site.bench.reports.send(FromPoller::Fence { shard, volume, token }).unwrap();
+    }
+    site.bench.run_ms(2);
+    let now = site.bench.now;
+    let mut begun = || site.bench.driver.next_fence(now).map(|(volume, _)| volume);
+    assert_eq!([begun(), begun(), begun()], [Some(volumes[0]), Some(volumes[1]), None]);
+    site.bench.driver.fence_hangs(now, volumes[0], "no answer for 2 s".to_owned());
+    site.bench.driver.fenced(now, volumes[1], Ok(1), None);
+    site.bench.run_ms(2);
+    assert_eq!(std::mem::take(&mut site.bench.asked), ["fenced 6"]);
+    assert!(site.has_told("take-over"));
+    assert!(site.bench.driver.fault_texts()[0].contains("no answer for 2 s"));
+    assert_eq!(site.shown(volumes[0]), (FencingState::Waiting, "no answer for 2 s".to_owned()));
+    site.bench.driver.fenced(now, volumes[0], Ok(0), None);
+    site.bench.run_ms(2);
+    assert_eq!(site.bench.asked, ["fenced 5"]);
+    assert!(site.bench.driver.fault_texts().is_empty() && !site.bench.driver.is_fencing());
+}
+
+/// Its own registration is no right to write: it may have been excluded before it registered.
+#[test]
+fn a_fenced_volume_is_written_only_when_the_record_was_read_after_the_fence() {
+    let mut site = Site::new();
+    let shard = site.bench.shard;
+    let (volume, token) = (VolumeId(2), Token(7));
+    site.bench.reports.send(FromPoller::Fence { shard, volume, token }).unwrap();
+    site.bench.run_ms(2);
+    site.script.deaf.store(true, std::sync::atomic::Ordering::Relaxed);
+    let now = site.bench.now;
+    site.bench.driver.next_fence(now).unwrap();
+    site.bench.driver.fenced(now, volume, Ok(0), None);
+    site.bench.run_ms(50);
+    assert!(site.bench.asked.is_empty(), "the store does not answer");
+    assert_eq!(site.shown(volume).0, FencingState::Waiting);
+    // The record that is read shows that another life is to be shut out, too.
+    let mut next = SiteRecord { epoch: Epoch(2), ..first() };
+    next.members.remove(&MoverId(2));
+    site.recorded(next);
+    site.script.deaf.store(false, std::sync::atomic::Ordering::Relaxed);
+    site.bench.run_ms(3);
+    assert_eq!(std::mem::take(&mut site.bench.asked), ["enter 2"]);
+    let now = site.bench.now;
+    let (_, lives) = site.bench.driver.next_fence(now).expect("once more");
+    assert_eq!(lives, BTreeMap::from([(MoverId(1), 1)]));
+    site.bench.driver.fenced(now, volume, Ok(1), None);
+    site.bench.run_ms(3);
+    assert_eq!(site.bench.asked, ["fenced 7"]);
 }
