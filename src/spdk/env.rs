@@ -6,28 +6,15 @@
 //! name. All segments of a size share few files, as memif and vfio-user need to
 //! pass them to peers.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{Error, check, cstring};
+pub use super::log::LogLevel;
 use super::sys;
 use crate::dpdk::sys as dpdk_sys;
-
-/// How much SPDK says; its lines appear as `tracing` events of target `spdk`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogLevel {
-    /// Failures only.
-    Error,
-    /// And what may need attention.
-    #[default]
-    Warn,
-    /// And state changes.
-    Notice,
-    /// And details.
-    Info,
-}
 
 /// What `Env::init` needs.
 #[derive(Debug, Clone, Default)]
@@ -74,7 +61,7 @@ impl Env {
         if INITIALISED.swap(true, Ordering::SeqCst) {
             return Err(Error::Misuse("the SPDK environment was initialised before"));
         }
-        open_log(config.log_level);
+        super::log::open(config.log_level);
         let name = cstring("process name", &config.name)?;
         let core = cstring("core", &format!("[{}]", config.core))?;
         let context = cstring("EAL arguments", &eal_arguments(config))?;
@@ -323,49 +310,5 @@ impl IoBuf {
         let src = self.slice(offset, dst.len());
         // SAFETY: as `copy_in`, the other way.
         unsafe { src.ptr.as_ptr().copy_to_nonoverlapping(dst.as_mut_ptr(), dst.len()) };
-    }
-}
-
-/// Lines of SPDK's log per second that are kept: what a peer can provoke must
-/// not flood the log.
-const LOG_LINES_PER_SECOND: u64 = 50;
-
-fn open_log(level: LogLevel) {
-    let level = match level {
-        LogLevel::Error => sys::SPDK_LOG_ERROR,
-        LogLevel::Warn => sys::SPDK_LOG_WARN,
-        LogLevel::Notice => sys::SPDK_LOG_NOTICE,
-        LogLevel::Info => sys::SPDK_LOG_INFO,
-    };
-    // SAFETY: the sink is a static function that upholds the shim's contract.
-    unsafe { sys::setline_log_open(Some(log_line), level) };
-}
-
-unsafe extern "C" fn log_line(level: c_int, file: *const c_char, line: c_int, text: *const c_char) {
-    static WINDOW: AtomicU64 = AtomicU64::new(0);
-    static LINES: AtomicU64 = AtomicU64::new(0);
-    let second = tsc_now().checked_div(tsc_hz()).unwrap_or(0);
-    if WINDOW.swap(second, Ordering::Relaxed) != second {
-        let kept_back = LINES.swap(0, Ordering::Relaxed).saturating_sub(LOG_LINES_PER_SECOND);
-        if kept_back > 0 {
-            tracing::warn!(target: "spdk", kept_back, "log lines suppressed");
-        }
-    }
-    if LINES.fetch_add(1, Ordering::Relaxed) >= LOG_LINES_PER_SECOND {
-        return;
-    }
-    // SAFETY: the shim passes NUL-terminated strings that live during the call.
-    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    let file = if file.is_null() {
-        std::borrow::Cow::Borrowed("")
-    } else {
-        // SAFETY: as above.
-        unsafe { CStr::from_ptr(file) }.to_string_lossy()
-    };
-    match level {
-        sys::SPDK_LOG_ERROR => tracing::error!(target: "spdk", %file, line, "{text}"),
-        sys::SPDK_LOG_WARN => tracing::warn!(target: "spdk", %file, line, "{text}"),
-        sys::SPDK_LOG_NOTICE => tracing::info!(target: "spdk", %file, line, "{text}"),
-        _ => tracing::debug!(target: "spdk", %file, line, "{text}"),
     }
 }

@@ -16,6 +16,7 @@ pub mod bdev;
 pub mod env;
 pub mod error;
 pub mod load;
+pub(crate) mod log;
 pub mod nvme;
 pub mod nvmf;
 pub mod op;
