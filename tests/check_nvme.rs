@@ -177,6 +177,7 @@ impl Drop for Target {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        setline::lab::machine::remove_runtime_directory(self.process.id());
     }
 }
 
