@@ -92,7 +92,7 @@ struct Mover {
 }
 
 fn me(id: u16, incarnation: u64) -> Me {
-    let alive = Alive { name: format!("p{id}"), incarnation, whole: None };
+    let alive = Alive { name: format!("p{id}"), incarnation, whole: None, leaving: false };
     Me { site: "here".into(), mover: MoverId(id), alive }
 }
 
@@ -166,6 +166,32 @@ fn record(epoch: u32) -> SiteRecord {
         failures: 0,
         excluded: BTreeMap::new(),
     }
+}
+
+/// What is read is told with, or before, the answer; so are changes that another mover made just before.
+#[test]
+fn a_record_that_is_read_anew_is_as_new_as_the_question() {
+    let server = Server::start();
+    let endpoint = server.etcd.endpoint();
+    let (mut p1, mut p2) = (Mover::start(&endpoint, 1, 1), Mover::start(&endpoint, 2, 1));
+    p1.until("p1 has heard", |m| m.known.heard);
+    p2.until("p2 has heard", |m| m.known.heard);
+    p2.store.read(1).unwrap();
+    p2.until("there is no record yet", |m| m.known.read == 1);
+    let mut revision = Revision(0);
+    for round in 2..20 {
+        p1.swap(round, revision, round as u32, false);
+        revision = p1.outcome(round).unwrap();
+        // The change is made; p2 need not have been told of it.
+        p2.store.read(round).unwrap();
+        p2.until("the read is answered", |m| m.known.read == round);
+        assert_eq!(p2.known.revision, revision);
+    }
+    // A mover that leaves says so under its key.
+    p1.store.tell_leaving();
+    p2.until("p1 leaves", |m| m.known.alive.get(&MoverId(1)).is_some_and(|p1| p1.leaving));
+    p1.store.leave();
+    p2.until("it is gone", |m| m.alive(1).is_none());
 }
 
 #[test]
@@ -272,10 +298,12 @@ fn a_server_that_dies_for_a_while_is_told_of_and_found_again() {
     p1.swap(2, revision, 2, false);
     let refused = p1.outcome(2);
     assert!(matches!(refused, Err(ClusterError::Unavailable(_))), "{refused:?}");
+    p1.store.read(7).unwrap();
     p1.until("the lease ends by this mover's own clock", |m| m.store.lease() == Lease::None);
     p1.until("that is told", |m| m.events.contains(&Event::LeaseLost));
     assert!(!p1.leads(), "the key may still be there; the lease is not");
     assert!(p1.known.leader.is_some());
+    assert_eq!(p1.known.read, 0, "nobody could read");
 
     let before = p1.events.len();
     server.start_again();
@@ -283,7 +311,7 @@ fn a_server_that_dies_for_a_while_is_told_of_and_found_again() {
     assert!(p1.events[before..].contains(&Event::Available));
     p1.until("a new lease", |m| m.store.lease().holds(Instant::now()));
     p1.until("p1 leads again", Mover::leads);
-    assert_eq!(p1.known.record, Some(record(1)));
+    assert_eq!((&p1.known.record, p1.known.read), (&Some(record(1)), 7));
     p1.swap(3, revision, 3, true);
     p1.outcome(3).unwrap();
 }

@@ -237,7 +237,10 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
     ready(&mover);
     let outcome = machine.control(&clock, &mut driver, &mut signals);
     server.stop();
-    let cluster = driver.into_cluster();
+    let mut cluster = driver.into_cluster();
+    if outcome == Outcome::Clean {
+        cluster.tell_leaving();
+    }
     if machine.end(&outcome) {
         cluster.leave();
     }
@@ -301,6 +304,10 @@ impl Machine {
         }
         for (volume, fencing) in self.volumes.fences(now) {
             let done = match fencing {
+                Fencing::Joined => {
+                    driver.fence_joined(volume);
+                    continue;
+                }
                 Fencing::Hangs(what) => {
                     driver.fence_hangs(now, volume, what);
                     continue;

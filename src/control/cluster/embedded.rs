@@ -167,6 +167,8 @@ impl ClusterStore for EmbeddedStore {
 
     fn tell_whole(&mut self, _epoch: Epoch) {}
 
+    fn tell_leaving(&mut self) {}
+
     fn campaign(&mut self, _wanted: bool) {}
 
     fn read(&mut self, number: u64) -> Result<(), ClusterError> {
@@ -190,7 +192,7 @@ mod tests {
     use std::time::Instant;
 
     fn me(incarnation: u64) -> Me {
-        let alive = Alive { name: "p1".into(), incarnation, whole: None };
+        let alive = Alive { name: "p1".into(), incarnation, whole: None, leaving: false };
         Me { site: "here".into(), mover: MoverId(1), alive }
     }
 

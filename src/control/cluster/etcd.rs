@@ -10,7 +10,7 @@
 //! | key | value | lasts |
 //! | --- | --- | --- |
 //! | `record` | the site's record ([`super::record`]) | for ever |
-//! | `members/ID` | `{"name", "incarnation", "whole"}` | as long as the mover's lease |
+//! | `members/ID` | `{"name", "incarnation", "whole", "leaving"}` | as long as the mover's lease |
 //! | `leader` | `{"mover", "incarnation"}` | as long as the leader's lease |
 
 use std::sync::Arc;
@@ -39,6 +39,7 @@ enum Request {
     Swap(Swap),
     Campaign(bool),
     Whole(Epoch),
+    Leaving,
     Read(u64),
     Leave,
 }
@@ -120,6 +121,13 @@ impl ClusterStore for EtcdStore {
         if self.requests.try_send(Request::Whole(epoch)).is_err() {
             // Others count this mover as not whole: they are only more careful.
             tracing::warn!(%epoch, "too many requests to the cluster store are under way");
+        }
+    }
+
+    fn tell_leaving(&mut self) {
+        if self.requests.try_send(Request::Leaving).is_err() {
+            // Others notice that it is silent.
+            tracing::warn!("too many requests to the cluster store are under way");
         }
     }
 

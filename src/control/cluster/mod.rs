@@ -45,6 +45,10 @@ pub struct Alive {
     /// the copies that it should have elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub whole: Option<u32>,
+    /// It has ended in order and leaves: nothing of it is under way any more, and nobody need wait to
+    /// find out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// Who leads a site.
@@ -170,6 +174,8 @@ pub trait ClusterStore: Send + std::fmt::Debug {
     /// Tells the others, as long as the lease lasts, that this mover is whole in `epoch`
     /// ([`Alive::whole`]).
     fn tell_whole(&mut self, epoch: Epoch);
+    /// Tells the others that this life is over ([`Alive::leaving`]).
+    fn tell_leaving(&mut self);
     /// Asks for the record as it is now or later: [`Event::Read`] comes when it has been told. Numbers
     /// grow, and one that comes answers all smaller ones. While the store does not answer, nothing
     /// comes.

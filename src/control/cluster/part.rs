@@ -59,6 +59,8 @@ pub struct Part {
     fixed: Option<String>,
     /// What each life said last of the epoch in which it is whole: also of those that fell since.
     pub(super) whole: BTreeMap<(MoverId, u64), u32>,
+    /// Lives that said that they are over: also those whose lease has ended since.
+    pub(super) left: BTreeSet<(MoverId, u64)>,
 }
 
 /// What the configuration says of the site of `mover`.
@@ -106,7 +108,12 @@ impl Part {
         let me = Me {
             site: mover.mover.site.clone(),
             mover: MoverId(mover.mover.id),
-            alive: Alive { name: mover.mover.name.clone(), incarnation, whole: None },
+            alive: Alive {
+                name: mover.mover.name.clone(),
+                incarnation,
+                whole: None,
+                leaving: false,
+            },
         };
         let configured = configured(mover);
         let store: Box<dyn ClusterStore> = match mover.cluster.store {
@@ -142,6 +149,7 @@ impl Part {
             reads: (0, 0),
             fixed,
             whole: BTreeMap::new(),
+            left: BTreeSet::new(),
         }
     }
 
@@ -155,6 +163,8 @@ impl Part {
                 let whole =
                     alive.iter().filter_map(|(id, a)| Some(((*id, a.incarnation), a.whole?)));
                 self.whole.extend(whole);
+                let left = alive.iter().filter(|(_, alive)| alive.leaving);
+                self.left.extend(left.map(|(id, alive)| (*id, alive.incarnation)));
             }
             told.extend(self.tell(&event, before, unix_ms));
         }
@@ -328,6 +338,12 @@ impl Part {
             whole: self.is_whole(),
             record,
         }
+    }
+
+    /// The mover's pollers have ended in order: the others need not wait to find out. To be followed by
+    /// [`Self::leave`].
+    pub fn tell_leaving(&mut self) {
+        self.store.tell_leaving();
     }
 
     /// The mover has ended in order: it is not to be waited for. To drop a part instead lets the

@@ -70,6 +70,13 @@ impl Part {
         self.known.alive.get(&mover).is_some_and(|alive| Some(alive.incarnation) > life)
     }
 
+    /// Whether the life of a member has said that it is over.
+    #[must_use]
+    pub fn has_left(&self, mover: MoverId) -> bool {
+        let life = self.record().and_then(|record| record.life(mover));
+        life.is_some_and(|life| self.left.contains(&(mover, life)))
+    }
+
     /// Whether a change may be asked for now.
     #[must_use]
     pub fn may_change(&self) -> bool {

@@ -36,6 +36,7 @@ impl ClusterStore for Script {
     fn tell_whole(&mut self, epoch: Epoch) {
         self.whole.lock().unwrap().push(epoch);
     }
+    fn tell_leaving(&mut self) {}
     fn read(&mut self, number: u64) -> Result<(), ClusterError> {
         if self.deaf.load(Ordering::Relaxed) {
             return Err(ClusterError::Busy);
@@ -69,7 +70,7 @@ pub(in crate::control) fn configured() -> SiteRecord {
 
 /// The part of p1 in its fourth life.
 pub(in crate::control) fn part(script: &Script, fixed: Option<&str>) -> Part {
-    let alive = Alive { name: "p1".into(), incarnation: 4, whole: None };
+    let alive = Alive { name: "p1".into(), incarnation: 4, whole: None, leaving: false };
     let me = Me { site: "here".into(), mover: MoverId(1), alive };
     let (endpoints, fixed) = (vec!["http://e:1".into()], fixed.map(str::to_owned));
     Part::with(Box::new(script.clone()), me, configured(), endpoints, fixed, 1_000)
@@ -78,8 +79,8 @@ pub(in crate::control) fn part(script: &Script, fixed: Option<&str>) -> Part {
 /// Movers that are alive: number, life, and the epoch in which it is whole.
 pub(in crate::control) fn alive(movers: &[(u16, u64, Option<u32>)]) -> BTreeMap<MoverId, Alive> {
     let one = |(id, incarnation, whole): &(u16, u64, Option<u32>)| {
-        let alive = Alive { name: format!("p{id}"), incarnation: *incarnation, whole: *whole };
-        (MoverId(*id), alive)
+        let (name, incarnation, whole) = (format!("p{id}"), *incarnation, *whole);
+        (MoverId(*id), Alive { name, incarnation, whole, leaving: false })
     };
     movers.iter().map(one).collect()
 }

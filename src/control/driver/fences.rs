@@ -3,7 +3,7 @@
 //! A poller asks; the control thread has the base fenced ([`Driver::next_fence`], [`Driver::fenced`]), and
 //! answers the poller. Volumes do not wait for one another, and the control thread for none of them.
 //!
-//! **The record is read anew between fence and answer.** A mover that was excluded while it slept, before it
+//! **The record is read anew between registration and answer.** A mover that was excluded while it slept, before it
 //! had registered at a base, was not shut out there: there was nothing to remove. So it must not take
 //! its own registration for a right to write. A record that was read after the registration and
 //! still has this life as a member settles it: whoever excludes it later finds its key.
@@ -37,8 +37,9 @@ pub(super) struct ToFence {
 enum Stage {
     /// To be begun at this time.
     Due(Nanos),
-    /// Everybody but these lives is being shut out.
-    UnderWay { lives: BTreeMap<MoverId, u64> },
+    /// Everybody but these lives is being shut out. The record is asked for as soon as this mover has
+    /// registered.
+    UnderWay { lives: BTreeMap<MoverId, u64>, read: Option<u64> },
     /// They are out; it is waited for the record as it is after that.
     Confirming { lives: BTreeMap<MoverId, u64>, read: u64, fencing: Option<Fencing> },
 }
@@ -76,8 +77,20 @@ impl Driver {
         })?;
         let lives = self.site.lives.clone();
         let fence = &mut self.site.fences[due];
-        fence.stage = Stage::UnderWay { lives: lives.clone() };
+        fence.stage = Stage::UnderWay { lives: lives.clone(), read: None };
         Some((fence.volume, lives))
+    }
+
+    /// This mover has registered at the base of `volume`: the record as it is from now on counts.
+    pub fn fence_joined(&mut self, volume: VolumeId) {
+        let mut fences = self.site.fences.iter_mut().filter(|fence| fence.volume == volume);
+        let read = fences.find_map(|fence| match &mut fence.stage {
+            Stage::UnderWay { read, .. } => Some(read),
+            _ => None,
+        });
+        if let Some(read) = read {
+            read.get_or_insert_with(|| self.cluster.read_anew());
+        }
     }
 
     /// A base was fenced, with how many others removed, or why not: then it is tried again, and the volume
@@ -91,10 +104,10 @@ impl Driver {
     ) {
         let (group, name) = self.volume_name(volume);
         let mut fences = self.site.fences.iter_mut();
-        let Some((fence, lives)) = fences.find_map(|fence| match &mut fence.stage {
-            Stage::UnderWay { lives } if fence.volume == volume => {
-                let lives = std::mem::take(lives);
-                Some((fence, lives))
+        let Some((fence, lives, read)) = fences.find_map(|fence| match &mut fence.stage {
+            Stage::UnderWay { lives, read } if fence.volume == volume => {
+                let (lives, read) = (std::mem::take(lives), *read);
+                Some((fence, lives, read))
             }
             _ => None,
         }) else {
@@ -105,7 +118,7 @@ impl Driver {
             Ok(removed) => {
                 let us = now.since(fence.since) / 1000;
                 tracing::info!(volume = %name, removed, us, "the base is fenced");
-                let read = self.cluster.read_anew();
+                let read = read.unwrap_or_else(|| self.cluster.read_anew());
                 fence.stage = Stage::Confirming { lives, read, fencing };
             }
             Err(error) => {

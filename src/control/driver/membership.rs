@@ -185,6 +185,8 @@ impl Driver {
             };
             let reason = if self.cluster.has_ended(mover) {
                 "it has started again"
+            } else if self.cluster.has_left(mover) {
+                "it was stopped"
             } else if states().any(|state| state == PeerState::Silent) {
                 "it is not heard"
             } else if !states().any(|state| state == PeerState::Up) && !self.cluster.is_alive(mover)

@@ -170,6 +170,7 @@ struct Job {
     volume: VolumeId,
     steps: Steps,
     stage: Stage,
+    told_joined: bool,
 }
 
 #[derive(Debug)]
@@ -192,6 +193,8 @@ enum Stage {
 /// What a fence under way has come to.
 #[derive(Debug)]
 pub enum Fencing {
+    /// This mover's key is registered from now on; victims may be in still. It goes on.
+    Joined,
     /// This mover has joined, and nothing that the victims sent or will send changes the base. The keys
     /// removed: none when no victim was registered (any more), which is just as good.
     Done(Vec<ReservationKey>),
@@ -291,7 +294,12 @@ impl Fence {
             persist: base.persist,
         };
         let steps = Steps::new(asker, base.joined, victims);
-        self.jobs.push(Job { volume, steps, stage: Stage::ToSend(Request::Report) });
+        self.jobs.push(Job {
+            volume,
+            steps,
+            stage: Stage::ToSend(Request::Report),
+            told_joined: false,
+        });
     }
 
     /// Whether any fence is under way.
@@ -310,7 +318,7 @@ impl Fence {
             match job.poll(base, now) {
                 None => true,
                 Some(fencing) => {
-                    let goes_on = matches!(fencing, Fencing::Hangs(_));
+                    let goes_on = matches!(fencing, Fencing::Joined | Fencing::Hangs(_));
                     news.push((job.volume, fencing));
                     goes_on
                 }
@@ -355,6 +363,7 @@ impl Fence {
                 match fencing {
                     Fencing::Done(keys) => removed.extend(keys),
                     Fencing::Failed(error) => failed = failed.take().or(Some(error)),
+                    Fencing::Joined => {}
                     Fencing::Hangs(what) => tracing::warn!(%volume, "{what}"),
                 }
             }
@@ -447,7 +456,7 @@ impl Fence {
 }
 
 impl Job {
-    /// What has come of it, if it is news; after anything but [`Fencing::Hangs`] it is over.
+    /// What has come of it, if it is news; after [`Fencing::Done`] and [`Fencing::Failed`] it is over.
     fn poll(&mut self, base: &mut Base, now: Nanos) -> Option<Fencing> {
         loop {
             let answer = match &mut self.stage {
@@ -505,7 +514,9 @@ impl Job {
             }
             Err(error) => return Some(Fencing::Failed(error)),
         }
-        None
+        let news = self.steps.joined() && !self.told_joined;
+        self.told_joined |= news;
+        news.then_some(Fencing::Joined)
     }
 }
 

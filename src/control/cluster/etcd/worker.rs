@@ -144,6 +144,7 @@ impl Worker {
                 Ok(Some(Request::Campaign(wanted))) => self.wants_to_lead = wanted,
                 // Written when there is a connection again.
                 Ok(Some(Request::Whole(epoch))) => self.me.alive.whole = Some(epoch.0),
+                Ok(Some(Request::Leaving)) => self.me.alive.leaving = true,
                 // Answered by what is read then.
                 Ok(Some(Request::Read(number))) => self.read = Some((number, None)),
                 // The lease cannot be given back now: it runs out.
@@ -200,6 +201,12 @@ impl Worker {
                     }
                     Some(Request::Whole(epoch)) => {
                         self.me.alive.whole = Some(epoch.0);
+                        if let Some(lease) = self.lease {
+                            self.write_member(&mut session.client, lease).await?;
+                        }
+                    }
+                    Some(Request::Leaving) => {
+                        self.me.alive.leaving = true;
                         if let Some(lease) = self.lease {
                             self.write_member(&mut session.client, lease).await?;
                         }

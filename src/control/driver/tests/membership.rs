@@ -83,6 +83,26 @@ fn a_silent_member_is_proposed_for_exclusion_and_what_is_agreed_is_entered() {
     assert_eq!(*site.script.whole.lock().unwrap(), [epoch]);
 }
 
+/// It says so under its key, which is gone the next moment with its lease.
+#[test]
+fn a_member_that_was_stopped_in_order_is_excluded_without_waiting_until_it_is_silent() {
+    let mut site = Site::new();
+    let mut lives = alive(&[(1, 1, Some(1)), (2, 2, Some(1))]);
+    lives.get_mut(&MoverId(2)).unwrap().leaving = true;
+    happens(&site.script, [Event::Alive(lives), Event::Alive(alive(&[(1, 1, Some(1))]))]);
+    site.bench.run_ms(3);
+    let proposed = site.proposed();
+    assert_eq!(proposed.len(), 1);
+    assert_eq!(proposed[0].excluded[&MoverId(2)].reason, "it was stopped");
+    // Its next life is another.
+    let mut site = Site::new();
+    let mut lives = alive(&[(1, 1, Some(1)), (2, 1, None)]);
+    lives.get_mut(&MoverId(2)).unwrap().leaving = true;
+    happens(&site.script, [Event::Alive(lives)]);
+    site.bench.run_ms(3);
+    assert!(site.proposed().is_empty());
+}
+
 #[test]
 fn a_mover_that_others_excluded_ends_at_once() {
     let mut site = Site::new();
@@ -170,6 +190,7 @@ fn a_fenced_volume_is_written_only_when_the_record_was_read_after_the_fence() {
     site.script.deaf.store(true, std::sync::atomic::Ordering::Relaxed);
     let now = site.bench.now;
     site.bench.driver.next_fence(now).unwrap();
+    site.bench.driver.fence_joined(volume);
     site.bench.driver.fenced(now, volume, Ok(0), None);
     site.bench.run_ms(50);
     assert!(site.bench.asked.is_empty(), "the store does not answer");
