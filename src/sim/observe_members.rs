@@ -338,4 +338,12 @@ mod tests {
         observer.formed(SetId(1), &[fact(1, 1, vec![])]).expect("only #1");
         observer.formed(SetId(2), &[fact(2, 3, vec![Seq(2)])]).expect("#2 is recorded with #3");
     }
+
+    #[test]
+    fn what_excluded_movers_say_to_one_another_is_of_no_importance() {
+        let (mut observer, _) = observer();
+        let other = info(1, 1, Extent { lba: 7, blocks: 1 });
+        observer.stored(0, &other).expect("mover 0 was excluded");
+        assert!(observer.stored(1, &other).is_err(), "mover 1 was not");
+    }
 }

@@ -318,8 +318,7 @@ impl Profile {
         if rng.chance(200_000) {
             profile.disks.journal_ppm = rng.pick(&[500, 5_000]);
         }
-        // Not drawn yet: a few histories in a thousand still end badly (docs/simulator.md).
-        let fails = false;
+        let fails = rng.chance(250_000);
         let fail_ns = rng.pick(&[3 * MS, 10 * MS, 30 * MS]);
         profile.learn_ns = rng.pick(&[10 * US, 200 * US, 2 * MS]);
         profile.suspect_ppm = rng.pick(&[0, 300_000, 1_000_000]);

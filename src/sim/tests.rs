@@ -150,7 +150,7 @@ fn histories_that_once_filled_a_journal_for_good_come_to_rest() {
     // this size filled by restarts before the first set, some by flushes of one record each, some
     // with memory that waited for a partner.
     for seed in [26, 39, 40, 112, 117, 136, 168, 237, 404, 716, 1832] {
-        let knobs = Knobs { journal_percent: Some(100), ..Knobs::default() };
+        let knobs = Knobs { journal_percent: Some(100), fail: Some(false), ..Knobs::default() };
         let outcome = super::cluster::run(seed, &knobs, 0);
         assert_eq!(outcome.violation, None, "seed {seed}");
     }
