@@ -148,10 +148,10 @@ mod broken {
     fn every_broken_variant_is_found_within_200_seeds() {
         let list = text(&sim("--broken list"));
         for variant in list.lines().filter(|variant| *variant != "none") {
-            // Those of a take-over show only where primary movers fail.
-            let found = ["false", "true"].iter().any(|fail| {
-                let args =
-                    format!("--seed 1 --seeds 200 --broken {variant} --fail {fail} --tail 1");
+            // Those of a take-over show only where primary movers fail, some in small sites only.
+            let small = "--fail true --primary 3 --copies 2 --forward-percent 0";
+            let found = ["--fail false", "--fail true", small].iter().any(|knobs| {
+                let args = format!("--seed 1 --seeds 200 --broken {variant} {knobs} --tail 1");
                 sim(&args).status.code() == Some(1)
             });
             assert!(found, "{variant} goes unseen");

@@ -44,6 +44,9 @@ pub enum RecordRole {
     Answer = 6,
     /// A copy's holder → the shard that takes the volume over from a mover that failed (F5).
     Resend = 7,
+    /// Responsible shard → who holds a copy, and a copy's holder → the shard that takes the volume over:
+    /// the record's header alone; its number is void (invariant 3).
+    Voided = 8,
 }
 
 impl RecordRole {
@@ -58,8 +61,16 @@ impl RecordRole {
             5 => Some(Self::Numbered),
             6 => Some(Self::Answer),
             7 => Some(Self::Resend),
+            8 => Some(Self::Voided),
             _ => None,
         }
+    }
+
+    /// Whether a record travels without its payload.
+    #[inline]
+    #[must_use]
+    pub const fn is_header_alone(self) -> bool {
+        matches!(self, Self::Numbered | Self::Voided)
     }
 }
 
@@ -67,10 +78,7 @@ impl RecordRole {
 #[must_use]
 #[inline]
 pub const fn bytes_to_send(role: RecordRole, len: u32) -> u32 {
-    match role {
-        RecordRole::Numbered => UPDATE_HEADER_BYTES as u32,
-        _ => len,
-    }
+    if role.is_header_alone() { UPDATE_HEADER_BYTES as u32 } else { len }
 }
 
 /// Where the payload of a write to a secondary volume is.
@@ -319,6 +327,13 @@ pub enum Report {
     Restored {
         /// The volume.
         volume: VolumeId,
+    },
+    /// A base refused a part of what was recovered; it is tried again, and the volume stays closed.
+    RestoreFailed {
+        /// The volume.
+        volume: VolumeId,
+        /// What the base said.
+        status: NvmeStatus,
     },
     /// A peer's memory is new: it started or restarted.
     PeerUp {

@@ -21,7 +21,8 @@ pub const COPIES_MAX: usize = 8;
 /// How far beyond the last stored set a record or manifest may be: a primary has at most
 /// [`OPEN_SETS_MAX`] sets that it does not know to be confirmed, and messages overtake one another.
 pub const SETS_AHEAD_MAX: u64 = 2 * OPEN_SETS_MAX as u64;
-/// Pause before a failed write to a secondary volume is tried again, at first and at most.
+/// Pause before a failed write to a secondary volume, or of a recovered update to its base, is tried again,
+/// at first and at most.
 pub const APPLY_RETRY_NS_MIN: u64 = 10_000_000;
 /// See [`APPLY_RETRY_NS_MIN`].
 pub const APPLY_RETRY_NS_MAX: u64 = 1_000_000_000;

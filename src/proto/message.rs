@@ -71,17 +71,6 @@ pub enum Message {
         /// The last confirmed set.
         set: SetId,
     },
-    /// Responsible shard → mirror targets: this number never took effect (invariant 3).
-    Void {
-        /// The group.
-        group: GroupId,
-        /// The volume.
-        volume: VolumeId,
-        /// The set the number belongs to.
-        set: SetId,
-        /// The number.
-        seq: Seq,
-    },
     /// Any primary shard → coordinator: close the open set early; room runs short.
     CloseNow {
         /// The group.

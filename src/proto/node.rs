@@ -268,7 +268,7 @@ impl Node {
     #[inline]
     pub fn handle_written(&mut self, now: Nanos, token: Token, status: NvmeStatus) {
         match &mut self.machines {
-            Machines::Primary { shard, .. } => shard.handle_written(token, status),
+            Machines::Primary { shard, .. } => shard.handle_written(now, token, status),
             Machines::Secondary(machines) => machines.handle_written(now, token, status),
         }
     }
@@ -318,7 +318,8 @@ impl Node {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Nanos) {
         match &mut self.machines {
-            Machines::Primary { boundary, .. } => {
+            Machines::Primary { shard, boundary } => {
+                shard.handle_timeout(now);
                 if let Some(engine) = boundary {
                     engine.handle_timeout(now);
                 }
@@ -331,8 +332,9 @@ impl Node {
     #[must_use]
     pub fn next_timeout(&self) -> Nanos {
         match &self.machines {
-            Machines::Primary { boundary, .. } => {
-                boundary.as_ref().map_or(Nanos::NEVER, Boundary::next_timeout)
+            Machines::Primary { shard, boundary } => {
+                let engine = boundary.as_ref().map_or(Nanos::NEVER, Boundary::next_timeout);
+                engine.min(shard.next_timeout())
             }
             Machines::Secondary(machines) => machines.next_timeout(),
         }

@@ -57,6 +57,8 @@ pub enum Sabotage {
     /// Who takes a volume over goes on after the last number that a member holds, also if some have heard
     /// of later ones (invariant 3).
     ForgetHeard,
+    /// A number whose base write failed has its fate though others who hold it do not know (invariant 3).
+    VoidUntold,
 }
 
 impl Sabotage {
@@ -64,7 +66,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -86,6 +88,7 @@ impl Sabotage {
         Self::TakeOverUnfenced,
         Self::RestoreOld,
         Self::ForgetHeard,
+        Self::VoidUntold,
     ];
 
     /// Whether `variant` is to be broken: `config.sabotage.is(Sabotage::OverlapAtBase)`.
@@ -122,6 +125,7 @@ impl Sabotage {
             Self::TakeOverUnfenced => "take-over-unfenced",
             Self::RestoreOld => "restore-old",
             Self::ForgetHeard => "forget-heard",
+            Self::VoidUntold => "void-untold",
         }
     }
 

@@ -392,7 +392,8 @@ impl Poller {
             | RecordRole::SecondaryMirror
             | RecordRole::Forward
             | RecordRole::Resend
-            | RecordRole::Numbered => self.mirror_log,
+            | RecordRole::Numbered
+            | RecordRole::Voided => self.mirror_log,
             RecordRole::Transfer => self.own_log,
             RecordRole::Answer => return self.room_for_answer(payload),
         };

@@ -1,7 +1,7 @@
 //! Bytes of records between packets and the arena.
 
 use crate::mem::arena::Arena;
-use crate::proto::command::{RecordRole, bytes_to_send};
+use crate::proto::command::bytes_to_send;
 use crate::proto::link::Store;
 use crate::proto::types::BufRef;
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateHeader, UpdateInfo};
@@ -67,7 +67,7 @@ pub(super) fn copy_in(
         return Copied::Part;
     }
     let Some(info) = header_of(arena, buf, store) else { return Copied::Unsound };
-    if store.role == RecordRole::Numbered {
+    if store.role.is_header_alone() {
         return Copied::Whole(info);
     }
     let payload = &arena.payload(buf)[..info.payload_len as usize];
@@ -91,7 +91,7 @@ fn whole_record(arena: &mut Arena, buf: BufRef, store: &Store, payload: Payload<
         return Copied::Unsound;
     }
     if info.payload_len > 0
-        && store.role != RecordRole::Numbered
+        && !store.role.is_header_alone()
         && arena.fill_from_two(buf, first, second) != info.payload_crc
     {
         return Copied::Unsound;

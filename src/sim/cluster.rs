@@ -17,7 +17,7 @@ use super::stats::Stats;
 use super::trace::Trace;
 use crate::journal::{IoId, Located};
 use crate::proto::command::{JournalPos, Token};
-use crate::proto::types::{Epoch, ForwardId, GroupId, Nanos};
+use crate::proto::types::{Epoch, Extent, ForwardId, GroupId, Nanos};
 use std::collections::BTreeMap;
 
 /// The epoch in which a history begins, at both sites.
@@ -37,7 +37,7 @@ pub(super) enum Event {
     /// A poller's timer.
     Wake { node: usize },
     /// A command at a base ends.
-    Base { node: usize, life: u32, op: DiskOp, write: WriteId, restore: bool, token: Token },
+    Base { node: usize, life: u32, op: DiskOp, write: WriteId, at: BaseOp, token: Token },
     /// A base is fenced.
     Fenced { node: usize, life: u32, volume: usize, token: Token },
     /// A poller learns of an epoch.
@@ -54,6 +54,15 @@ pub(super) enum Event {
     Fault(Fault),
     /// Time to see whether the history is over.
     Check,
+}
+
+/// What a command at a base is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum BaseOp {
+    /// An update's write.
+    Write,
+    /// These blocks of a recovered update are brought there after a take-over.
+    Restore(Extent),
 }
 
 impl Event {
@@ -181,8 +190,8 @@ impl Cluster {
                 self.pollers[node].handle_timeout(now);
                 self.settle(node)
             }
-            Event::Base { node, life, op, write, restore, token } => {
-                self.base_ends(node, life, op, write, restore, token)
+            Event::Base { node, life, op, write, at, token } => {
+                self.base_ends(node, life, op, write, at, token)
             }
             Event::Fenced { node, life, volume, token } => {
                 self.base_fenced(node, life, volume, token)

@@ -1,7 +1,7 @@
 //! Carries out what the machines want done.
 
 use super::arena::{Record, Room};
-use super::cluster::{Cluster, Event};
+use super::cluster::{BaseOp, Cluster, Event};
 use super::disk::DiskOp;
 use super::exec_secondary::TargetWrite;
 use super::node::Poller;
@@ -113,6 +113,11 @@ impl Cluster {
             Report::SetFormed { set, updates, facts, .. } => {
                 self.stats.sets_empty += u64::from(*updates == 0);
                 self.observer.formed(*set, facts)
+            }
+            Report::Void { volume, .. }
+                if self.observer.is_of_the_past(volume.0 as usize, id.mover.0) =>
+            {
+                Ok(())
             }
             Report::Void { volume, seq, .. } => {
                 self.observer.void_reported(volume.0 as usize, *seq)
@@ -322,8 +327,8 @@ impl Cluster {
         let op = self.disk_op();
         self.base[index].submit_write(op, extent.lba, values, fua);
         let after = self.disk_rng.delay(self.profile.write_ns);
-        let (life, restore) = (self.pollers[node].life, false);
-        self.queue.after(after, Event::Base { node, life, op, write, restore, token });
+        let (life, at) = (self.pollers[node].life, BaseOp::Write);
+        self.queue.after(after, Event::Base { node, life, op, write, at, token });
         Ok(())
     }
 
@@ -361,8 +366,8 @@ impl Cluster {
         let op = self.disk_op();
         self.base[index].submit_write(op, extent.lba, values, true);
         let after = self.disk_rng.delay(self.profile.write_ns);
-        let (life, restore) = (self.pollers[node].life, true);
-        self.queue.after(after, Event::Base { node, life, op, write, restore, token });
+        let (life, at) = (self.pollers[node].life, BaseOp::Restore(extent));
+        self.queue.after(after, Event::Base { node, life, op, write, at, token });
         Ok(())
     }
 
@@ -408,7 +413,7 @@ impl Cluster {
         life: u32,
         op: DiskOp,
         write: WriteId,
-        restore: bool,
+        at: BaseOp,
         token: Token,
     ) -> Verdict {
         let volume = self.observer.writes[write as usize].volume;
@@ -425,7 +430,7 @@ impl Cluster {
         if self.pollers[node].life != life {
             if self.disk_rng.chance(300_000) {
                 let after = self.disk_rng.delay(self.profile.late_ns);
-                self.queue.after(after, Event::Base { node, life, op, write, restore, token });
+                self.queue.after(after, Event::Base { node, life, op, write, at, token });
                 return Ok(());
             }
             self.stats.late_writes += 1;
@@ -439,8 +444,11 @@ impl Cluster {
             self.stats.base_errors += 1;
             self.base[volume].fail(op, &mut self.disk_rng);
         }
-        if !restore {
-            self.observer.base_ended(write, ok);
+        match at {
+            BaseOp::Write => {
+                self.observer.base_ended(write, self.pollers[node].id.mover.0, ok);
+            }
+            BaseOp::Restore(extent) => self.observer.restore_ended(write, extent, ok),
         }
         let now = self.queue.now();
         self.trace.note(now, b'D', [write.into(), u64::from(ok)], |out| {

@@ -4,7 +4,7 @@ use super::cluster::{Cluster, EPOCH, Event, GROUP};
 use super::observer::{Verdict, Violation, ensure};
 use super::profile::{DiskFaults, MS, MoverFaults, Operator};
 use crate::proto::message::{BrokenReason, Message};
-use crate::proto::types::{Epoch, MapVersion, MoverId, Seq, SetId, VolumeId};
+use crate::proto::types::{Epoch, MapVersion, MoverId, SetId};
 
 /// A fault, an act of the operator, or the end of one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -259,13 +259,13 @@ impl Cluster {
         let from = rng.below(self.pollers.len() as u64) as usize;
         let newest = self.observer.newest_open();
         let set = SetId(rng.between(1, newest.0 + 1));
-        let (group, volume) = (GROUP, VolumeId(rng.below(self.profile.volumes.into()) as u32));
+        let group = GROUP;
         let message = match rng.below(11) {
             0 => Message::Prepare { group, set, map_version: MapVersion(1) },
             1 => Message::Prepared { group, set },
             2 => Message::Release { group, set },
             3 => Message::Confirmed { group, set },
-            4 => Message::Void { group, volume, set, seq: Seq(rng.between(1, 50)) },
+            4 => Message::Lead,
             5 => Message::CloseNow { group, set },
             6 => Message::Stored { group, set },
             7 => Message::Apply { group, set },

@@ -256,6 +256,7 @@ impl Cluster {
             | RecordRole::Forward
             | RecordRole::Resend
             | RecordRole::Numbered
+            | RecordRole::Voided
             | RecordRole::Answer => Room::Mirror,
         };
         let node = &mut self.pollers[to];
@@ -339,6 +340,11 @@ impl Cluster {
         if verdict != RecordVerdict::StaleEpoch {
             let secondary = to >= self.primaries;
             self.observer.heard(if secondary { SECONDARY } else { me.mover.0 }, &info);
+        }
+        if role == RecordRole::Voided
+            && matches!(verdict, RecordVerdict::Kept | RecordVerdict::NotNeeded)
+        {
+            self.observer.void_heard(me.mover.0, &info);
         }
         match verdict {
             RecordVerdict::Kept => {

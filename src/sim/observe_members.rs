@@ -55,6 +55,7 @@ impl Observer {
         self.excluded |= 1 << mover;
         for write in &mut self.writes {
             write.held_by &= !(1 << mover);
+            write.void_known &= !(1 << mover);
         }
         for heard in self.volumes.iter_mut().flat_map(|volume| &mut volume.heard) {
             *heard &= !(1 << mover);
@@ -104,6 +105,12 @@ impl Observer {
         let committed = self.committed;
         for at in 0..self.volumes[index].by_seq.len() {
             let id = self.volumes[index].by_seq[at];
+            let write = &mut self.writes[id as usize];
+            let untold = write.base == Base::Failed && write.void_known == 0;
+            if untold && write.set > committed && write.held_by != 0 {
+                // Nobody who lives knows that the base refused it: it takes effect after all.
+                write.base = Base::Waiting;
+            }
             let write = &self.writes[id as usize];
             if write.base.is_void() || write.set <= committed {
                 continue;
@@ -198,9 +205,13 @@ impl Observer {
         let (index, seq) = (write.volume, write.seq);
         let volume = &mut self.volumes[index];
         for block in blocks(extent) {
+            // Of a write that failed, what is there is unknown, and what was there before it belongs there.
+            let last = (volume.base_seq[block] as usize).checked_sub(1);
+            let failed =
+                last.is_some_and(|at| self.writes[volume.by_seq[at] as usize].base == Base::Failed);
             ensure!(
                 2,
-                volume.base_seq[block] <= seq.0,
+                failed || volume.base_seq[block] <= seq.0,
                 "block {block} of v{index} goes back from #{} to {seq}",
                 volume.base_seq[block]
             );
@@ -208,6 +219,23 @@ impl Observer {
         }
         self.seen(id);
         Ok(())
+    }
+
+    /// The medium ended the writing of a part of a recovered update.
+    pub fn restore_ended(&mut self, id: WriteId, extent: Extent, ok: bool) {
+        self.tick();
+        let volume = &mut self.volumes[self.writes[id as usize].volume];
+        volume.unknown[blocks(extent)].fill(!ok);
+    }
+
+    /// A mover was told that a number is void.
+    pub fn void_heard(&mut self, mover: u16, info: &UpdateInfo) {
+        if let Some(id) = self.find(info.volume.0 as usize, info.seq)
+            && self.describes(id, info)
+            && self.excluded & 1 << mover == 0
+        {
+            self.writes[id as usize].void_known |= 1 << mover;
+        }
     }
 
     /// A volume that `mover` took over is open again: its base must show the newest version of every

@@ -112,6 +112,8 @@ pub struct HostWrite {
     /// By primary mover: the epoch in which it stored a record, as far as the responsible shard may
     /// count it; 0 where it may not. Those excluded count until that shard has entered the epoch.
     pub counted: [u32; MOVERS_MAX],
+    /// Bit m: primary mover m, which was not excluded since, was told that its number is void.
+    pub void_known: u64,
     /// As many movers as should have held it at once.
     pub safe: bool,
     /// Index of the poller that its host sent it to.
@@ -271,6 +273,7 @@ impl Observer {
             completed: false,
             held_by: 0,
             counted: [0; MOVERS_MAX],
+            void_known: 0,
             safe: false,
             path: usize::MAX,
         });
@@ -468,17 +471,23 @@ impl Observer {
         Ok(())
     }
 
-    /// The medium ended an update's base write.
-    pub fn base_ended(&mut self, id: WriteId, ok: bool) {
+    /// The medium ended an update's base write, which `mover` had sent. What fails at a mover when another has
+    /// taken the volume over is brought to the base by that one.
+    pub fn base_ended(&mut self, id: WriteId, mover: u16, ok: bool) {
         self.tick();
+        let past = self.is_of_the_past(self.writes[id as usize].volume, mover);
         let write = &mut self.writes[id as usize];
-        write.base = if ok { Base::Done } else { Base::Failed };
+        write.base = match (ok, past) {
+            (true, _) => Base::Done,
+            (false, false) => Base::Failed,
+            (false, true) => Base::Waiting,
+        };
         let volume = &mut self.volumes[write.volume];
         volume.at_base.retain(|other| *other != id);
         for block in blocks(write.extent) {
             volume.unknown[block] = !ok;
         }
-        if !ok {
+        if !ok && !past {
             self.unreported_voids.push((write.volume, write.seq));
         }
     }

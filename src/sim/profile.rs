@@ -326,8 +326,6 @@ impl Profile {
         if knobs.fail.unwrap_or(fails) && profile.primaries > 1 && profile.copies > 1 {
             profile.epochs = true;
             profile.movers.fail_ns = fail_ns;
-            // A void number is not yet known to all holders before its set closes.
-            profile.disks.base_ppm = 0;
         }
         if profile.block_bytes > 64 {
             // Room for some records of the largest size.

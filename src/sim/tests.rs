@@ -126,7 +126,22 @@ fn taking_over_before_all_members_have_spoken_is_seen() {
 
 #[test]
 fn giving_out_a_number_that_a_living_mover_has_heard_of_is_seen() {
-    assert_eq!(broken_in(failing, Sabotage::ForgetHeard), 3);
+    // Copies that are refused for want of room, or go to a mover that fails, too: only small sites are apt.
+    let apt = |first, seeds, sabotage| {
+        let (primaries, copies, forward_ppm) = (Some(3), Some(2), Some(0));
+        let fail = Some(true);
+        run(
+            first,
+            seeds,
+            Knobs { primaries, copies, forward_ppm, fail, sabotage, ..Knobs::default() },
+        )
+    };
+    assert_eq!(broken_in(apt, Sabotage::ForgetHeard), 3);
+}
+
+#[test]
+fn ending_a_void_number_before_all_who_hold_it_know_is_seen() {
+    broken_in(failing, Sabotage::VoidUntold);
 }
 
 #[test]

@@ -65,7 +65,6 @@ const RELEASE: u8 = 4;
 const CLOSED: u8 = 5;
 const MANIFEST: u8 = 6;
 const CONFIRMED: u8 = 7;
-const VOID: u8 = 8;
 const CLOSE_NOW: u8 = 9;
 const STORED: u8 = 10;
 const APPLY: u8 = 11;
@@ -130,12 +129,6 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
         Message::Confirmed { group, set } => {
             group_set(out, *group, *set);
             CONFIRMED
-        }
-        Message::Void { group, volume, set, seq } => {
-            group_set(out, *group, *set);
-            out.extend_from_slice(&volume.0.to_le_bytes());
-            out.extend_from_slice(&seq.0.to_le_bytes());
-            VOID
         }
         Message::CloseNow { group, set } => {
             group_set(out, *group, *set);
@@ -275,12 +268,6 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
             facts: r.facts()?,
         },
         CONFIRMED => Message::Confirmed { group: r.group()?, set: r.set()? },
-        VOID => Message::Void {
-            group: r.group()?,
-            set: r.set()?,
-            volume: VolumeId(r.u32()?),
-            seq: Seq(r.u64()?),
-        },
         CLOSE_NOW => Message::CloseNow { group: r.group()?, set: r.set()? },
         STORED => Message::Stored { group: r.group()?, set: r.set()? },
         APPLY => Message::Apply { group: r.group()?, set: r.set()? },
@@ -481,9 +468,6 @@ mod tests {
                 Message::Manifest { group, set, cut_time_ns, facts }
             }),
             gs.clone().prop_map(|(group, set)| Message::Confirmed { group, set }),
-            (gs.clone(), any::<u32>(), any::<u64>()).prop_map(|((group, set), v, s)| {
-                Message::Void { group, volume: VolumeId(v), set, seq: Seq(s) }
-            }),
             gs.clone().prop_map(|(group, set)| Message::CloseNow { group, set }),
             gs.clone().prop_map(|(group, set)| Message::Stored { group, set }),
             gs.clone().prop_map(|(group, set)| Message::Apply { group, set }),

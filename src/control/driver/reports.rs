@@ -131,6 +131,16 @@ impl Driver {
                 let message = format!("volume {name} is up to date here and takes updates");
                 self.event(at, EventLevel::Info, "take-over", group.as_deref(), message);
             }
+            Report::RestoreFailed { volume, status } => {
+                let (group, name) = self.volume_name(volume);
+                let group = self.group_name(group);
+                let message = format!(
+                    "volume {name} was taken over and cannot be brought up to date: its base says \
+                     {:#x}/{:#x}; it is tried again, and hosts wait",
+                    status.sct, status.sc
+                );
+                self.event(at, EventLevel::Error, "take-over", group.as_deref(), message);
+            }
             Report::SetOpened { .. }
             | Report::Held { .. }
             | Report::SetState { .. }

@@ -153,6 +153,7 @@ impl PrimaryShard {
 
     /// Copies at movers that left do not count any more: others get one instead.
     fn copies_left(&mut self, gone: u64) {
+        self.words_lost(gone);
         let slots: Vec<u32> = self.slab.used_slots().collect();
         for slot in slots {
             let update = self.slab.get_mut(slot);
@@ -169,8 +170,13 @@ impl PrimaryShard {
                 continue;
             }
             let update = self.slab.get(slot);
-            if update.mirrors_pending == 0 && !update.has(SAFE) {
+            if update.mirrors_pending != 0 {
+                continue;
+            }
+            if !update.has(SAFE) {
                 self.became_safe(slot);
+            } else if self.is_void_and_waits(slot) {
+                self.void_known(slot);
             }
         }
     }

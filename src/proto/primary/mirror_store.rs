@@ -3,7 +3,7 @@
 //! Nothing is decided here; the responsible shard numbers, and the coordinator confirms.
 
 use crate::proto::command::Token;
-use crate::proto::types::{BufRef, GroupId, Seq, SetId, ShardId, VolumeId};
+use crate::proto::types::{BufRef, GroupId, SetId, ShardId};
 use crate::wire::update::UpdateInfo;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -243,20 +243,19 @@ impl MirrorStore {
         out
     }
 
-    /// Marks a number void; its copy stays until the set is confirmed.
-    pub(super) fn void(&mut self, group: GroupId, set: SetId, volume: VolumeId, seq: Seq) {
-        let Some(held) = self.sets.iter().find(|h| h.group == group && h.set == set) else {
-            return;
-        };
-        let mut slot = held.head;
+    /// Marks a number void; its copy stays until the set is confirmed. False when there is none.
+    pub(super) fn void(&mut self, info: &UpdateInfo) -> bool {
+        let held = self.sets.iter().find(|h| h.group == info.group && h.set == info.set);
+        let mut slot = held.map_or(NIL, |held| held.head);
         while slot != NIL {
             let copy = &mut self.slots[slot as usize];
-            if copy.info.volume == volume && copy.info.seq == seq {
+            if (copy.info.volume, copy.info.seq) == (info.volume, info.seq) {
                 copy.void = true;
-                return;
+                return true;
             }
             slot = copy.next;
         }
+        false
     }
 
     /// Drops every copy of the group's sets up to `set`, handing each to `free`, with whether its

@@ -29,6 +29,7 @@ mod takeover;
 mod tests;
 mod transfer;
 mod view;
+mod void;
 
 pub use config::{GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig};
 pub use mirror_store::Mirrored;

@@ -4,7 +4,7 @@ use super::forward::TAG_FORWARD;
 use super::mirror_store::TAG_RESEND;
 use super::shard::PrimaryShard;
 use super::slab::{CONFIRMED, NIL, RELEASED, SAFE};
-use crate::proto::command::{Command, RecordRole, Report};
+use crate::proto::command::{Command, Report};
 use crate::proto::limits::OPEN_SETS_MAX;
 use crate::proto::message::{BrokenReason, FactsPart, Message};
 use crate::proto::types::{GroupId, SetId, ShardId};
@@ -34,6 +34,9 @@ impl PrimaryShard {
                     self.slab.get_mut(slot).flags |= SAFE;
                 }
                 self.try_base(slot);
+                if self.is_void_and_waits(slot) {
+                    self.void_known(slot);
+                }
                 slot = next;
             }
         }
@@ -106,6 +109,7 @@ impl PrimaryShard {
     fn mirror_restarted(&mut self, index: usize) {
         let bit = 1_u64 << index;
         self.taker_restarted(index as u8);
+        self.words_lost(bit);
         let mirror = &mut self.mirrors[index];
         if !mirror.member {
             return;
@@ -154,16 +158,12 @@ impl PrimaryShard {
                 continue;
             }
             let Some((slot, _)) = self.slab.resolve(token) else { continue };
+            let role = self.role_to(slot, index);
             let update = self.slab.get_mut(slot);
             update.mirrors_travelling |= 1 << index;
             let (to, buf) = (self.mirrors[index].shard, update.buf);
             self.mirrors[index].in_flight += 1;
-            self.commands.push_back(Command::SendRecord {
-                to,
-                role: RecordRole::Mirror,
-                buf,
-                token,
-            });
+            self.commands.push_back(Command::SendRecord { to, role, buf, token });
         }
     }
 }

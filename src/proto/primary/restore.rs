@@ -9,8 +9,9 @@ use super::shard::PrimaryShard;
 use super::slab::{DONE, VOID};
 use super::takeover::{Standing, TAG_RESTORE};
 use crate::proto::command::{Command, Report};
+use crate::proto::limits::{APPLY_RETRY_NS_MAX, APPLY_RETRY_NS_MIN};
 use crate::proto::sabotage::Sabotage;
-use crate::proto::types::{Extent, NvmeStatus};
+use crate::proto::types::{Extent, Nanos, NvmeStatus};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -27,12 +28,28 @@ pub(super) struct Restore {
     issued: bool,
     /// Parts under way.
     outstanding: usize,
+    /// Updates that the base refused a part of.
+    failed: Vec<u32>,
+    /// So often in a row it refused any.
+    attempts: u32,
+    /// When these are written again.
+    retry_at: Nanos,
 }
 
 impl Restore {
     /// Of the recovered updates in `slots`, of which `parts` go to the base.
     pub(super) fn new(slots: Vec<u32>, parts: Vec<Part>) -> Self {
-        Self { slots, parts, safe: 0, fenced: false, issued: false, outstanding: 0 }
+        Self {
+            slots,
+            parts,
+            safe: 0,
+            fenced: false,
+            issued: false,
+            outstanding: 0,
+            failed: Vec::new(),
+            attempts: 0,
+            retry_at: Nanos::NEVER,
+        }
     }
 }
 
@@ -109,9 +126,12 @@ impl PrimaryShard {
     /// Issues the base writes once nothing stands against them (invariants 2, 4, 5).
     pub(super) fn try_restore(&mut self, index: usize) {
         let volume = &mut self.volumes[index];
-        let (id, has_base, group) = (volume.config.id, volume.config.has_base, volume.group);
+        let (has_base, group) = (volume.config.has_base, volume.group);
         let Standing::Restoring(restore) = &mut volume.standing else { return };
-        if restore.issued || !restore.fenced {
+        if restore.issued {
+            return self.finish_restore(index);
+        }
+        if !restore.fenced {
             return;
         }
         let broken = self.groups[group].broken.is_some();
@@ -128,20 +148,24 @@ impl PrimaryShard {
         if !has_base || self.sabotage.is(Sabotage::TakeOverWithoutRestore) {
             restore.parts.clear();
         }
+        self.issue_parts(index);
+        self.finish_restore(index);
+    }
+
+    fn issue_parts(&mut self, index: usize) {
+        let volume = &mut self.volumes[index];
+        let Standing::Restoring(restore) = &mut volume.standing else { return };
         restore.outstanding = restore.parts.len();
         for part in &restore.parts {
             let update = self.slab.get(part.slot);
             self.commands.push_back(Command::Restore {
-                volume: id,
+                volume: volume.config.id,
                 kind: update.kind,
                 extent: part.extent,
                 buf: update.buf,
                 skip: (part.extent.lba - update.extent.lba) as u32,
                 token: self.slab.token(part.slot, TAG_RESTORE),
             });
-        }
-        if restore.outstanding == 0 {
-            self.restored(index);
         }
     }
 
@@ -157,15 +181,79 @@ impl PrimaryShard {
         }
     }
 
-    /// The base has a part of a recovered update, or refused it.
-    pub(super) fn part_restored(&mut self, slot: u32, status: NvmeStatus) {
+    /// The base has a part of a recovered update, or refused it. Then it is written again, and the volume stays
+    /// closed: what is recovered may have been acknowledged, and be in a set that the secondary has.
+    pub(super) fn part_restored(&mut self, now: Nanos, slot: u32, status: NvmeStatus) {
         let index = self.slab.get(slot).volume as usize;
-        if !status.is_ok() && !self.slab.get(slot).has(VOID) {
-            self.void(slot, status);
-        }
-        let Standing::Restoring(restore) = &mut self.volumes[index].standing else { return };
+        let volume = &mut self.volumes[index];
+        let Standing::Restoring(restore) = &mut volume.standing else { return };
         restore.outstanding -= 1;
-        if restore.outstanding == 0 {
+        if !status.is_ok() {
+            if restore.failed.is_empty() {
+                let report = Report::RestoreFailed { volume: volume.config.id, status };
+                self.commands.push_back(Command::Report(report));
+            }
+            if !restore.failed.contains(&slot) {
+                restore.failed.push(slot);
+            }
+        }
+        if restore.outstanding > 0 {
+            return;
+        }
+        if restore.failed.is_empty() {
+            self.finish_restore(index);
+        } else {
+            restore.attempts += 1;
+            let pause = APPLY_RETRY_NS_MIN << (restore.attempts - 1).min(20);
+            restore.retry_at = now.after(pause.min(APPLY_RETRY_NS_MAX));
+            self.retry_at = self.retry_at.min(restore.retry_at);
+        }
+    }
+
+    /// Writes again what bases refused a while ago.
+    #[inline]
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        if self.retry_at <= now {
+            self.retry_restores(now);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    #[inline]
+    #[must_use]
+    pub fn next_timeout(&self) -> Nanos {
+        self.retry_at
+    }
+
+    #[cold]
+    fn retry_restores(&mut self, now: Nanos) {
+        self.retry_at = Nanos::NEVER;
+        for index in 0..self.volumes.len() {
+            let Standing::Restoring(restore) = &mut self.volumes[index].standing else { continue };
+            if restore.retry_at > now {
+                self.retry_at = self.retry_at.min(restore.retry_at);
+                continue;
+            }
+            restore.retry_at = Nanos::NEVER;
+            let failed = core::mem::take(&mut restore.failed);
+            restore.parts.retain(|part| failed.contains(&part.slot));
+            self.issue_parts(index);
+        }
+    }
+
+    /// Ends the bringing up to date when all that should be is on the base, and all who hold a number that
+    /// is void know it.
+    fn finish_restore(&mut self, index: usize) {
+        let broken = self.groups[self.volumes[index].group].broken.is_some();
+        let Standing::Restoring(restore) = &self.volumes[index].standing else { return };
+        if restore.outstanding > 0 || !restore.failed.is_empty() {
+            return;
+        }
+        let unknown = |slot: &u32| {
+            let update = self.slab.get(*slot);
+            update.has(VOID) && update.mirrors_pending != 0
+        };
+        if broken || !restore.slots.iter().any(unknown) {
             self.restored(index);
         }
     }
@@ -180,11 +268,7 @@ impl PrimaryShard {
         self.commands.push_back(Command::Report(report));
         for slot in restore.slots {
             debug_assert!(!self.slab.get(slot).has(DONE));
-            let status = if self.slab.get(slot).has(VOID) {
-                NvmeStatus::WRITE_FAULT
-            } else {
-                NvmeStatus::SUCCESS
-            };
+            let status = self.void_status(slot).unwrap_or(NvmeStatus::SUCCESS);
             self.fate(slot, status);
         }
     }

@@ -13,7 +13,8 @@ use super::slab::{
 use super::take::Arrived;
 use super::takeover::{Recovery, Standing, TAG_FENCE, TAG_RESTORE};
 use super::view::PrimaryCounters;
-use crate::proto::command::{Command, PayloadAt, RecordRole, Report, Token};
+use super::void::Voided;
+use crate::proto::command::{Command, PayloadAt, RecordRole, Token};
 use crate::proto::message::{BrokenReason, Message};
 use crate::proto::ranges::RangeOrder;
 use crate::proto::sabotage::Sabotage;
@@ -76,6 +77,11 @@ pub(super) struct Volume {
 }
 
 impl Volume {
+    /// Whether this shard takes it over and does not have all that members hold of it.
+    pub(super) fn is_gathering(&self) -> bool {
+        matches!(self.standing, Standing::Gathering)
+    }
+
     /// The last number that this shard has heard of, or has given out.
     pub(super) fn last_number(&self) -> Seq {
         self.heard.max(Seq(self.next_seq.0.saturating_sub(1)))
@@ -129,6 +135,10 @@ pub struct PrimaryShard {
     pub(super) groups: Vec<Group>,
     pub(super) mirrors: Vec<Mirror>,
     pub(super) targets: Vec<Target>,
+    /// When something that a base refused is restored again.
+    pub(super) retry_at: Nanos,
+    /// By slot: the retained updates whose numbers are void.
+    pub(super) voids: BTreeMap<u32, Voided>,
     pub(super) store: MirrorStore,
     pub(super) forwards: Forwards,
     /// Forwarded updates without a number, oldest first.
@@ -243,6 +253,8 @@ impl PrimaryShard {
             groups,
             mirrors,
             targets,
+            retry_at: Nanos::NEVER,
+            voids: BTreeMap::new(),
             store: MirrorStore::new(config.mirrored_max, config.forwards_max),
             forwards: Forwards::new(config.forwards_max),
             arrived: VecDeque::with_capacity(config.forwards_max as usize),
@@ -278,14 +290,19 @@ impl PrimaryShard {
         mirror.in_flight -= 1;
         let more = !mirror.backlog.is_empty();
         let update = self.slab.get_mut(slot);
-        update.mirrors_pending &= !(1 << tag);
         update.mirrors_travelling &= !(1 << tag);
-        let safe = update.mirrors_pending == 0 && !update.has(SAFE);
-        let again = update.mirrors_pending == 0 && update.has(RECOVERED | SAFE);
-        if safe {
+        if update.has(VOID) && self.word_follows(slot, tag) {
+            return;
+        }
+        let update = self.slab.get_mut(slot);
+        update.mirrors_pending &= !(1 << tag);
+        let held = update.mirrors_pending == 0;
+        if held && !update.has(SAFE) {
             self.became_safe(slot);
-        } else if again {
+        } else if held && update.has(RECOVERED | SAFE) {
             self.try_base(slot);
+        } else if held && update.has(VOID) && self.is_void_and_waits(slot) {
+            self.void_known(slot);
         }
         self.release_confirmed_or_free(slot);
         if more {
@@ -351,13 +368,13 @@ impl PrimaryShard {
 
     /// The base has completed a write.
     #[inline]
-    pub fn handle_written(&mut self, token: Token, status: NvmeStatus) {
+    pub fn handle_written(&mut self, now: Nanos, token: Token, status: NvmeStatus) {
         if (token.0 >> 32) as u8 == TAG_FENCE {
             return self.fenced(token.0 as u32, status);
         }
         let slot = match self.slab.resolve(token) {
             Some((slot, TAG_BASE)) => slot,
-            Some((slot, TAG_RESTORE)) => return self.part_restored(slot, status),
+            Some((slot, TAG_RESTORE)) => return self.part_restored(now, slot, status),
             _ => {
                 debug_assert!(false, "an update is kept until the base has completed it");
                 self.counters.unexpected += 1;
@@ -366,37 +383,11 @@ impl PrimaryShard {
         };
         if !status.is_ok() {
             self.void(slot, status);
-        }
-        self.fate(slot, status);
-    }
-
-    /// The base refused the write: its number is void, and what the medium holds is unknown.
-    #[cold]
-    pub(super) fn void(&mut self, slot: u32, status: NvmeStatus) {
-        let info = self.info(slot);
-        let update = self.slab.get_mut(slot);
-        update.flags |= VOID;
-        let (mirrors, index) = (update.mirrors, update.volume as usize);
-        self.counters.voids += 1;
-        if self.sabotage.is(Sabotage::ReuseNumber) {
-            self.volumes[index].next_seq = info.seq;
-        }
-        let group = &mut self.groups[self.volumes[index].group];
-        if let Some(set) = group.sets.get_mut(info.set)
-            && !self.sabotage.is(Sabotage::DropVoid)
-        {
-            set.void(index, &info);
-        }
-        let message =
-            Message::Void { group: info.group, volume: info.volume, set: info.set, seq: info.seq };
-        for (bit, mirror) in self.mirrors.iter().enumerate() {
-            if mirrors & 1 << bit != 0 {
-                let message = message.clone();
-                self.commands.push_back(Command::Send { to: mirror.shard, message });
+            if self.slab.get(slot).mirrors_pending != 0 {
+                return;
             }
         }
-        let (volume, seq, extent) = (info.volume, info.seq, info.extent);
-        self.commands.push_back(Command::Report(Report::Void { volume, seq, extent, status }));
+        self.fate(slot, status);
     }
 
     /// Completes the host command and lets go those that waited behind it.
@@ -458,6 +449,9 @@ impl PrimaryShard {
             self.mirrors[rest.trailing_zeros() as usize].used_bytes -= u64::from(bytes);
             rest &= rest - 1;
         }
+        if self.slab.get(slot).has(VOID) {
+            self.voids.remove(&slot);
+        }
         self.slab.remove(slot);
         self.commands.push_back(Command::Free { buf });
     }
@@ -483,7 +477,8 @@ impl PrimaryShard {
             RecordRole::Mirror => {}
             RecordRole::Forward => return self.take(from, info, buf),
             RecordRole::Numbered => return self.forward_numbered(from, info),
-            RecordRole::Resend => return self.recovered(from, info, buf),
+            RecordRole::Resend => return self.recovered(from, info, buf, false),
+            RecordRole::Voided => return self.void_arrived(from, volume, info, buf),
             RecordRole::Transfer | RecordRole::SecondaryMirror | RecordRole::Answer => {
                 return RecordVerdict::NotNeeded;
             }
@@ -507,10 +502,7 @@ impl PrimaryShard {
         // links between members outlast it.
         let of_epoch = !matches!(
             message,
-            Message::Budget { .. }
-                | Message::Void { .. }
-                | Message::Forwarded { .. }
-                | Message::NotResponsible { .. }
+            Message::Budget { .. } | Message::Forwarded { .. } | Message::NotResponsible { .. }
         );
         let since = || self.mirrors.iter().find(|m| m.shard == from).map(|mirror| mirror.since);
         let stale = if of_epoch || epoch >= self.epoch {
@@ -543,7 +535,6 @@ impl PrimaryShard {
                 }
             }
             Message::Confirmed { group, set } => self.confirm(group, set),
-            Message::Void { group, volume, set, seq } => self.store.void(group, set, volume, seq),
             Message::Resume { group, stored, .. } => self.resume_transfer(from, group, stored),
             Message::Broken { group, reason } => self.track(group, reason),
             Message::Survey { group, confirmed, open, part, parts, ref volumes } => {

@@ -1,7 +1,7 @@
 //! A shard's part of a boundary: it switches, holds, lets go, and says when its part of a set is
 //! closed (invariant 5); and it drops what the secondary has confirmed (invariant 8).
 
-use super::shard::PrimaryShard;
+use super::shard::{PrimaryShard, Volume};
 use super::slab::{CONFIRMED, NIL, RELEASED};
 use crate::proto::command::{Command, Report};
 use crate::proto::message::{FactsPart, Message};
@@ -82,7 +82,7 @@ impl PrimaryShard {
     }
 
     pub(super) fn report_closed(&mut self, group: usize) {
-        if self.recovery.is_some() {
+        if self.volumes.iter().any(Volume::is_gathering) {
             // More may belong to these sets: once that is known.
             return;
         }

@@ -21,7 +21,7 @@ use super::mirror_store::Mirrored;
 use super::peers::Mirror;
 use super::restore::Restore;
 use super::shard::{PrimaryShard, RecordVerdict, Volume};
-use super::slab::{HERE, NIL, NOBODY, RECOVERED, SAFE, Update, VOID};
+use super::slab::{HERE, NIL, NOBODY, RECOVERED, SAFE, Update};
 use crate::proto::command::{Command, HostTag, RecordRole, Report, Token};
 use crate::proto::limits::{FACTS_PER_PART, RETAINED_UPDATES_MAX};
 use crate::proto::message::{Held, Message};
@@ -70,15 +70,14 @@ struct Gathered {
     buf: BufRef,
     /// Bit i: `mirrors[i]` holds a copy.
     holders: u64,
-    /// Its base write failed, as the shard that failed had said.
+    /// Its base write failed, as the shard that failed had said: there may be no payload.
     void: bool,
 }
 
 impl PrimaryShard {
     /// Begins to gather, or begins anew: every member tells in each epoch.
     pub(super) fn begin_recovery(&mut self, now: Nanos) {
-        let gathering = |volume: &Volume| matches!(volume.standing, Standing::Gathering);
-        if !self.volumes.iter().any(gathering) {
+        if !self.volumes.iter().any(Volume::is_gathering) {
             return;
         }
         let mut recovery = self.recovery.take().unwrap_or_default();
@@ -91,7 +90,8 @@ impl PrimaryShard {
         }
         let (store, volumes) = (&mut self.store, &self.volumes);
         let own = store.take_out(|copy: &Mirrored| {
-            volumes.get(copy.volume as usize).is_some_and(gathering) && copy.resent_to.is_none()
+            volumes.get(copy.volume as usize).is_some_and(Volume::is_gathering)
+                && copy.resent_to.is_none()
         });
         for copy in own {
             let gathered = Gathered { info: copy.info, buf: copy.buf, holders: 0, void: copy.void };
@@ -176,12 +176,13 @@ impl PrimaryShard {
         }
     }
 
-    /// A copy that a member holds of a volume that this shard takes over.
+    /// A copy that a member holds of a volume that this shard takes over; of a `void` number the header alone.
     pub(super) fn recovered(
         &mut self,
         from: ShardId,
         info: &UpdateInfo,
         buf: BufRef,
+        void: bool,
     ) -> RecordVerdict {
         let peer = self.mirrors.iter().position(|m| m.shard == from && m.member);
         let volume = self.volume_index(info.volume);
@@ -194,6 +195,7 @@ impl PrimaryShard {
         let fresh = Gathered { info: *info, buf, holders: 0, void: false };
         let known = recovery.records.contains_key(&(volume, info.seq));
         let gathered = recovery.records.entry((volume, info.seq)).or_insert(fresh);
+        gathered.void |= void;
         if gathered.holders & 1 << peer == 0 {
             gathered.holders |= 1 << peer;
             *recovery.came.entry((peer as u8, info.group, info.set)).or_default() += 1;
@@ -217,10 +219,10 @@ impl PrimaryShard {
         }
         copy.owed_to = None;
         copy.resent_to = Some(to);
-        let buf = copy.buf;
+        let (buf, void) = (copy.buf, copy.void);
         let mirror = &mut self.mirrors[usize::from(to)];
         mirror.in_flight += 1;
-        let (to, role) = (mirror.shard, RecordRole::Resend);
+        let (to, role) = (mirror.shard, if void { RecordRole::Voided } else { RecordRole::Resend });
         self.commands.push_back(Command::SendRecord { to, role, buf, token });
         self.counters.resent += 1;
     }
@@ -485,11 +487,8 @@ impl PrimaryShard {
             self.number_known(slot, origin);
         }
         if gathered.void {
-            // The shard that failed had said so: its update is in no set, and not on the base.
-            self.slab.get_mut(slot).flags |= VOID;
-            if let Some(set) = self.groups[group].sets.get_mut(info.set) {
-                set.void(volume as usize, &info);
-            }
+            // The shard that failed had said so, if not to all: its update is in no set.
+            self.set_void(slot, &info, NvmeStatus::WRITE_FAULT);
         }
         self.mirror_again(slot);
         if self.slab.get(slot).mirrors_pending == 0 {

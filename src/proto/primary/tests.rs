@@ -181,7 +181,7 @@ fn finish_all(shard: &mut PrimaryShard) -> Vec<Command> {
             shard.handle_delivered(token);
         }
         for token in base_writes(&batch).into_iter().chain(restores(&batch)) {
-            shard.handle_written(token, NvmeStatus::SUCCESS);
+            shard.handle_written(Nanos(0), token, NvmeStatus::SUCCESS);
         }
         all.extend(batch);
     }
@@ -208,7 +208,7 @@ fn base_is_written_only_after_the_mirror_and_the_host_told_only_after_the_base()
     shard.handle_delivered(sent(&first, RecordRole::Mirror)[0]);
     let second = commands(&mut shard);
     assert!(completed(&second).is_empty(), "invariant 1 c");
-    shard.handle_written(base_writes(&second)[0], NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), base_writes(&second)[0], NvmeStatus::SUCCESS);
     assert_eq!(completed(&commands(&mut shard)), [(7, true)]);
 }
 
@@ -233,7 +233,7 @@ fn a_later_overlapping_update_waits_for_the_earlier_at_the_base() {
     shard.handle_delivered(mirrored[0]);
     let batch = commands(&mut shard);
     assert_eq!(base_writes(&batch).len(), 1);
-    shard.handle_written(base_writes(&batch)[0], NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), base_writes(&batch)[0], NvmeStatus::SUCCESS);
     let batch = commands(&mut shard);
     assert_eq!((completed(&batch), base_writes(&batch).len()), (vec![(1, true)], 1));
     assert_eq!(shard.counters().overlaps, 1);
@@ -270,9 +270,9 @@ fn a_closed_set_reports_its_facts_once_every_update_has_its_fate() {
     }
     let batch = commands(&mut shard);
     let writes = base_writes(&batch);
-    shard.handle_written(writes[0], NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), writes[0], NvmeStatus::SUCCESS);
     assert!(closed(&commands(&mut shard)).is_empty());
-    shard.handle_written(writes[1], NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), writes[1], NvmeStatus::SUCCESS);
     let batch = commands(&mut shard);
     let (set, part) = &closed(&batch)[0];
     assert_eq!((*set, part.facts.len()), (SetId(1), 1));
@@ -299,14 +299,13 @@ fn a_failed_base_write_is_void_told_to_host_mirrors_and_manifest() {
         shard.handle_delivered(token);
     }
     let writes = base_writes(&commands(&mut shard));
-    shard.handle_written(writes[0], NvmeStatus::WRITE_FAULT);
-    shard.handle_written(writes[1], NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), writes[0], NvmeStatus::WRITE_FAULT);
+    shard.handle_written(Nanos(0), writes[1], NvmeStatus::SUCCESS);
     let batch = commands(&mut shard);
-    assert_eq!(completed(&batch), [(1, false), (2, true)]);
-    assert!(batch.iter().any(|c| matches!(
-        c,
-        Command::Send { to: P2, message: Message::Void { seq: Seq(1), .. } }
-    )));
+    assert_eq!((completed(&batch), closed(&batch)), (vec![(2, true)], vec![]), "P2 does not know");
+    shard.handle_delivered(sent(&batch, RecordRole::Voided)[0]);
+    let batch = commands(&mut shard);
+    assert_eq!(completed(&batch), [(1, false)]);
     let facts = &closed(&batch)[0].1.facts[0];
     assert_eq!(facts.voids, [Seq(1)]);
     assert_eq!((facts.count(), facts.bytes, facts.digest), (1, 4096, digest_of(&kept)));
@@ -430,11 +429,11 @@ fn a_broken_group_serves_its_host_and_retains_nothing() {
     let batch = commands(&mut shard);
     let writes = base_writes(&batch);
     assert_eq!(writes.len(), 1);
-    shard.handle_written(writes[0], NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), writes[0], NvmeStatus::SUCCESS);
     assert_eq!(completed(&commands(&mut shard)), [(1, true)]);
     write(&mut shard, 2, 200);
     let batch = commands(&mut shard);
-    shard.handle_written(base_writes(&batch)[0], NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), base_writes(&batch)[0], NvmeStatus::SUCCESS);
     let batch = commands(&mut shard);
     assert_eq!((completed(&batch), freed(&batch)), (vec![(2, true)], vec![2]));
 }

@@ -16,7 +16,7 @@ impl PrimaryShard {
         let update = self.slab.get(slot);
         let volume = &self.volumes[update.volume as usize];
         let Some(target) = volume.target else { return };
-        if update.set == SetId(0) {
+        if update.set == SetId(0) || update.has(VOID) {
             return;
         }
         let group = volume.group;

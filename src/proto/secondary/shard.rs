@@ -172,7 +172,8 @@ impl SecondaryShard {
             | RecordRole::Forward
             | RecordRole::Numbered
             | RecordRole::Answer
-            | RecordRole::Resend => Err(Refusal::Role),
+            | RecordRole::Resend
+            | RecordRole::Voided => Err(Refusal::Role),
         };
         match result {
             Ok(true) => Receipt::Accepted,

@@ -77,7 +77,7 @@ fn the_base_waits_until_the_taker_knows_the_number_and_the_taker_is_answered_las
     assert_eq!(again, RecordVerdict::NotNeeded);
     owner.handle_delivered(sent(&batch, RecordRole::Numbered)[0]);
     let batch = commands(&mut owner);
-    owner.handle_written(base_writes(&batch)[0], NvmeStatus::SUCCESS);
+    owner.handle_written(Nanos(0), base_writes(&batch)[0], NvmeStatus::SUCCESS);
     let batch = commands(&mut owner);
     assert!(completed(&batch).is_empty(), "the source is not here");
     let answer = Message::Forwarded { forward: forwarded.forward, status: NvmeStatus::SUCCESS };
@@ -224,14 +224,17 @@ fn a_failed_base_write_is_void_at_the_taker_too_and_its_source_has_the_status() 
     let batch = commands(&mut owner);
     owner.handle_delivered(sent(&batch, RecordRole::Numbered)[0]);
     let batch = commands(&mut owner);
-    owner.handle_written(base_writes(&batch)[0], NvmeStatus::WRITE_FAULT);
+    owner.handle_written(Nanos(0), base_writes(&batch)[0], NvmeStatus::WRITE_FAULT);
+    let word = sent(&commands(&mut owner), RecordRole::Voided)[0];
+    taker.handle_record(P1, RecordRole::Voided, &numbered, BufRef(52));
+    assert!(taker.mirrored().next().unwrap().void);
+    owner.handle_delivered(word);
     for command in commands(&mut owner) {
         if let Command::Send { to: P2, message } = command {
             taker.handle_message(Nanos(1), P1, E, message);
         }
     }
     assert_eq!(completed(&commands(&mut taker)), [(5, false)]);
-    assert!(taker.mirrored().next().unwrap().void);
 }
 
 #[test]
@@ -265,7 +268,7 @@ fn a_restarted_taker_is_not_answered_and_its_updates_without_number_are_dropped(
     assert_eq!(again.len(), 1, "it lost its copy");
     owner.handle_delivered(again[0]);
     let batch = commands(&mut owner);
-    owner.handle_written(base_writes(&batch)[0], NvmeStatus::SUCCESS);
+    owner.handle_written(Nanos(0), base_writes(&batch)[0], NvmeStatus::SUCCESS);
     assert!(told(&commands(&mut owner)).is_empty(), "its new life knows nothing of it");
 }
 

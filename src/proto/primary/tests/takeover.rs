@@ -29,7 +29,11 @@ fn member() -> PrimaryShard {
     let mut config = config(P1, P3, 2);
     config.me = P2;
     config.mirrors.push(MirrorPeer { shard: P1, grant_bytes: 1 << 20, is_target: true });
-    let mut shard = PrimaryShard::new(&config);
+    started_member(&config)
+}
+
+fn started_member(config: &PrimaryConfig) -> PrimaryShard {
+    let mut shard = PrimaryShard::new(config);
     for peer in [P1, P3] {
         shard.handle_peer_up(peer);
         shard.handle_message(Nanos(0), peer, E, Message::Budget { bytes: 40_000 });
@@ -114,7 +118,7 @@ fn open_again(shard: &mut PrimaryShard, set: u64) {
     ] {
         shard.handle_message(Nanos(3), P2, Epoch(2), message);
     }
-    shard.handle_written(Token(u64::from(TAG_FENCE) << 32), NvmeStatus::SUCCESS);
+    shard.handle_written(Nanos(0), Token(u64::from(TAG_FENCE) << 32), NvmeStatus::SUCCESS);
     finish_all(shard);
 }
 
@@ -234,18 +238,6 @@ fn a_member_without_an_open_set_says_which_one_others_had_open() {
 }
 
 #[test]
-fn a_void_from_a_former_life_of_its_sender_is_refused() {
-    let mut shard = member();
-    copy(&mut shard, 1, 1);
-    let void = Message::Void { group: G, volume: V, set: SetId(1), seq: Seq(1) };
-    shard.enter(Nanos(1), &record(3, &[(P1, 3), (P2, 1), (P3, 1)], P3));
-    shard.handle_message(Nanos(2), P1, E, void.clone());
-    assert!(shard.mirrored().all(|copy| !copy.void));
-    shard.handle_message(Nanos(2), P3, E, void);
-    assert!(shard.mirrored().all(|copy| copy.void), "links between members outlast an epoch");
-}
-
-#[test]
 fn a_forwarded_record_that_travels_to_the_new_owner_is_freed_when_it_has_arrived() {
     let mut shard = member();
     let forwarded = write(&mut shard, 7, 100);
@@ -262,4 +254,91 @@ fn a_forwarded_record_that_travels_to_the_new_owner_is_freed_when_it_has_arrived
     assert_eq!((completed(&batch), freed(&batch)), (vec![(7, true)], vec![]), "it still travels");
     shard.handle_delivered(resent[0]);
     assert_eq!(freed(&commands(&mut shard)), [7]);
+}
+
+#[test]
+fn who_takes_over_asks_all_holders_whether_a_number_is_void() {
+    let mut shard = member();
+    copy(&mut shard, 1, 1);
+    shard.enter(Nanos(1), &record(2, &[(P2, 1), (P3, 1)], P2));
+    // P1's base refused #1, and it had told P3 before it fell.
+    survey(&mut shard, 1, 0, 1);
+    let verdict = shard.handle_record(P3, RecordRole::Voided, &copy_info(1, 1), BufRef(101));
+    assert_eq!(verdict, RecordVerdict::NotNeeded, "the update is here");
+    let batch = commands(&mut shard);
+    assert_eq!(taken_over(&batch), Some((1, 0, Seq(2))));
+    shard.handle_written(Nanos(0), Token(u64::from(TAG_FENCE) << 32), NvmeStatus::SUCCESS);
+    let told = sent(&batch, RecordRole::Voided);
+    assert!(
+        !commands(&mut shard).iter().any(|c| matches!(c, Command::Report(Report::Restored { .. })))
+    );
+    shard.handle_delivered(told[0]);
+    let batch = commands(&mut shard);
+    assert_eq!(restores(&batch), [], "it is not brought to the base");
+    assert!(batch.iter().any(|c| matches!(c, Command::Report(Report::Restored { .. }))));
+    assert_eq!(shard.groups[0].sets.iter().next().expect("set 1").facts()[0].voids, [Seq(1)]);
+}
+
+#[test]
+fn a_holder_says_of_a_void_number_that_it_is_when_another_takes_over() {
+    let mut shard = member();
+    copy(&mut shard, 1, 1);
+    let void = |shard: &mut PrimaryShard, seq| {
+        shard.handle_record(P1, RecordRole::Voided, &copy_info(seq, 1), BufRef(100 + seq))
+    };
+    assert_eq!(void(&mut shard, 1), RecordVerdict::NotNeeded, "its copy is marked");
+    assert_eq!(void(&mut shard, 2), RecordVerdict::Kept, "the header is all that it needs");
+    assert!(shard.mirrored().all(|copy| copy.void));
+    shard.enter(Nanos(1), &record(2, &[(P2, 1), (P3, 1)], P3));
+    assert_eq!(sent(&commands(&mut shard), RecordRole::Voided).len(), 2);
+}
+
+#[test]
+fn what_a_base_refuses_of_a_recovered_update_is_written_again_and_the_volume_stays_closed() {
+    let mut shard = member();
+    copy(&mut shard, 1, 1);
+    copy(&mut shard, 2, 1);
+    assert_eq!(take_over(&mut shard), (2, 0, Seq(3)));
+    let fence = Token(u64::from(TAG_FENCE) << 32);
+    shard.handle_written(Nanos(0), fence, NvmeStatus::SUCCESS);
+    let first = restores(&commands(&mut shard));
+    shard.handle_written(Nanos(5), first[0], NvmeStatus::WRITE_FAULT);
+    shard.handle_written(Nanos(5), first[1], NvmeStatus::SUCCESS);
+    let refused = Report::RestoreFailed { volume: V, status: NvmeStatus::WRITE_FAULT };
+    assert_eq!(commands(&mut shard), [Command::Report(refused)]);
+    let at = shard.next_timeout();
+    assert_eq!(at, Nanos(5 + crate::proto::limits::APPLY_RETRY_NS_MIN));
+    shard.handle_timeout(at);
+    let again = restores(&commands(&mut shard));
+    assert_eq!((again.clone(), shard.next_timeout()), (vec![first[0]], Nanos::NEVER));
+    shard.handle_written(at, again[0], NvmeStatus::SUCCESS);
+    let batch = commands(&mut shard);
+    assert!(batch.contains(&Command::Report(Report::Restored { volume: V })), "{batch:?}");
+    assert_eq!(shard.counters().voids, 0, "it may have been acknowledged");
+}
+
+#[test]
+fn no_set_is_closed_before_all_that_is_taken_over_is_in_it() {
+    let mut config = config(P1, P3, 2);
+    config.me = P2;
+    config.mirrors.push(MirrorPeer { shard: P1, grant_bytes: 1 << 20, is_target: true });
+    config.groups[0].policy = MirrorPolicy::Partner(1);
+    config.volumes.push(VolumeConfig { id: VolumeId(2), owner: P2, ..config.volumes[0] });
+    let mut shard = started_member(&config);
+    copy(&mut shard, 1, 1);
+    let admitted = shard.admit(1, 4352).expect("there is room");
+    shard.host_update(admitted, &HostUpdate { volume: 1, ..update(7, 100) });
+    let copies = sent(&commands(&mut shard), RecordRole::Mirror);
+    shard.handle_delivered(copies[0]);
+    let writes = base_writes(&commands(&mut shard));
+    shard.handle_written(Nanos(0), writes[0], NvmeStatus::WRITE_FAULT);
+    prepare(&mut shard, 2);
+    // P1 does not hear of the void any more, which has its fate by that: set 1 would be closed.
+    shard.enter(Nanos(1), &record(2, &[(P2, 1)], P2));
+    let batch = commands(&mut shard);
+    assert_eq!((completed(&batch), closed(&batch)), (vec![(7, false)], vec![]));
+    shard.handle_written(Nanos(2), Token(u64::from(TAG_FENCE) << 32), NvmeStatus::SUCCESS);
+    let (set, part) = closed(&finish_all(&mut shard)).remove(0);
+    let facts: Vec<_> = part.facts.iter().map(|f| (f.volume, f.last, f.voids.len())).collect();
+    assert_eq!((set, facts), (SetId(1), vec![(V, Seq(1), 0), (VolumeId(2), Seq(1), 1)]));
 }
