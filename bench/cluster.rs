@@ -325,7 +325,6 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         secondary: None,
         backup: None,
         epoch: EPOCH,
-        map_version: MapVersion(1),
         unix_offset_ns: 0,
         groups: vec![BoundaryGroup { id: GROUP, period_ns: case.period_ns(), first_set: SetId(1) }],
         sabotage: Sabotage::None,

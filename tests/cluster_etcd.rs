@@ -19,6 +19,7 @@ use setline::control::cluster::{
     Alive, ClusterError, ClusterStore, Event, Known, Lease, Me, Member, Revision, SiteRecord, Swap,
 };
 use setline::lab::etcd::{self, Etcd};
+use setline::proto::assignment::Policy;
 use setline::proto::types::{Epoch, MoverId, ShardId, VolumeId};
 
 /// Ends a wait for what takes a lease or two.
@@ -164,6 +165,10 @@ fn record(epoch: u32) -> SiteRecord {
         owners: BTreeMap::from([(VolumeId(1), ShardId::new(1, 0))]),
         moved: BTreeSet::new(),
         failures: 0,
+        plan: None,
+        draining: BTreeSet::new(),
+        pinned: BTreeMap::new(),
+        policy: Policy::default(),
         excluded: BTreeMap::new(),
     }
 }

@@ -92,6 +92,19 @@ fn a_primary_mover_that_stands_still_for_a_while() {
     assert!(report["pauses"][0]["longest_stall_ms"].as_f64() > Some(0.0));
 }
 
+/// Volumes move to other movers, and a mover is drained, leaves, and comes back; in between one is killed.
+/// No host sees an error, and in the end the members share the volumes.
+#[test]
+fn volumes_move_and_a_mover_is_drained_while_hosts_write() {
+    let shape = "--store etcd --base array --silence 1s --rate 2000 --seed 5";
+    let faults = "--move-random 3 --drain p1@2s --kill p2@4s";
+    let report = passes(&format!("--seconds 7 {shape} {faults}"));
+    assert_eq!(report["stalls"]["move"]["faults"], 3, "{}", report["stalls"]);
+    assert_eq!(report["stalls"]["drain"]["faults"], 1, "{}", report["stalls"]);
+    assert_eq!(report["equality"]["by"], "bytes", "{}", report["equality"]);
+    assert_eq!(report["exclusions"], 0, "a drained mover ends in order");
+}
+
 #[test]
 fn movers_with_two_pollers_each_replicate_over_the_links_of_every_pair() {
     let report = passes("--seconds 5 --pollers 2 --check-every 1s");

@@ -76,6 +76,9 @@ struct Options {
     /// Whether primary movers fail and come back
     #[arg(long, value_name = "YES", help_heading = "Knobs")]
     fail: Option<bool>,
+    /// Whether volumes move between living primary movers
+    #[arg(long = "move", value_name = "YES", help_heading = "Knobs")]
+    moves: Option<bool>,
     /// No loss, duplication, damage or stragglers
     #[arg(long, help_heading = "Knobs")]
     calm_network: bool,
@@ -171,6 +174,7 @@ fn campaign(options: &Options) -> Campaign {
             updates: options.updates,
             journal_percent: options.journal_percent,
             fail: options.fail,
+            moves: options.moves,
             forward_ppm: options.forward_percent.map(|percent| percent * 10_000),
             period_ns: options.period_us.map(|us| us * 1000),
             calm_network: options.calm_network,
@@ -216,6 +220,9 @@ fn replay(campaign: &Campaign, seed: u64) -> String {
     add("period-us", knobs.period_ns.map(|ns| ns / 1000));
     if let Some(fail) = knobs.fail {
         line.push_str(&format!(" --fail {fail}"));
+    }
+    if let Some(moves) = knobs.moves {
+        line.push_str(&format!(" --move {moves}"));
     }
     let flags = [
         (knobs.calm_network, "calm-network"),

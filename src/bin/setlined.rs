@@ -47,7 +47,11 @@ fn main() -> std::process::ExitCode {
             );
             ExitCode::Degraded
         }
-        Ok(Outcome::Excluded { reason }) => {
+        Ok(Outcome::Excluded { reason, asked: true }) => {
+            tracing::info!("the mover has left its site: {reason}");
+            ExitCode::Success
+        }
+        Ok(Outcome::Excluded { reason, .. }) => {
             tracing::error!(
                 "EXCLUDED: {reason}. Nothing is lost; started again, it joins the others"
             );

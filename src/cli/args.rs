@@ -61,6 +61,9 @@ pub enum Command {
     /// Movers of both sites.
     #[command(subcommand)]
     Mover(MoverCommand),
+    /// Who is responsible for which volume, and how that is decided.
+    #[command(subcommand)]
+    Assignment(AssignmentCommand),
     /// Consistent sets.
     #[command(subcommand)]
     Set(SetCommand),
@@ -121,8 +124,38 @@ pub enum GroupCommand {
 pub enum VolumeCommand {
     /// All volumes with their identifiers and disks.
     List,
-    /// Which mover is responsible for which volume.
-    Map,
+    /// Which mover is responsible for which volume; with --mover or --anywhere changes it.
+    Map {
+        /// The volume to place: GROUP/VOLUME, or its name where that is unique.
+        #[arg(requires = "place")]
+        volume: Option<String>,
+        /// Moves the volume there at the next boundary; it stays there until it is placed elsewhere.
+        #[arg(long, group = "place", requires = "volume")]
+        mover: Option<String>,
+        /// The volume is shared among the movers like others again.
+        #[arg(long, group = "place", requires = "volume")]
+        anywhere: bool,
+        /// Only says what would follow.
+        #[arg(long, requires = "place")]
+        dry_run: bool,
+    },
+}
+
+/// `setline assignment`.
+#[derive(Debug, Subcommand)]
+pub enum AssignmentCommand {
+    /// Who has what, what an operator wants, and what moves.
+    Show,
+    /// The moves that are under way, and those that would be planned now.
+    Plan,
+    /// Changes how volumes are shared that are not placed.
+    Policy {
+        /// load: by load, when movers differ by much; round-robin: in turn; pinned: nothing moves.
+        policy: String,
+        /// Only says what would follow.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// `setline core`.
@@ -139,6 +172,25 @@ pub enum CoreCommand {
 pub enum MoverCommand {
     /// All movers, as the targets see them.
     List,
+    /// Moves everything away from a mover without a stall for hosts; then it leaves and ends.
+    Drain {
+        /// Its name.
+        mover: String,
+        /// Ends a drain that is under way: the mover is given volumes again.
+        #[arg(long)]
+        cancel: bool,
+        /// Only says what would follow.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Excludes a mover at once, as if it had failed: others take over what it has.
+    Remove {
+        /// Its name.
+        mover: String,
+        /// Only says whether anything would be lost.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Stops the targets.
     Stop {
         /// First waits until what the mover holds is safe elsewhere.

@@ -6,6 +6,7 @@
 //! sees, and commands that change something find the coordinator themselves.
 
 mod args;
+mod assignment;
 mod config;
 mod output;
 mod reach;
@@ -25,7 +26,7 @@ use clap::Parser;
 
 use crate::config::Role;
 use crate::control::client::ClientError;
-use crate::control::model::ExitCode;
+use crate::control::model::{ExitCode, Wish};
 use crate::lab::options::LabCommand;
 use crate::lab::{self, LabError};
 use args::*;
@@ -134,7 +135,29 @@ fn run_to(out: &mut Printer, arguments: &Arguments) -> Result<(), CliError> {
             }
         },
         Command::Volume(VolumeCommand::List) => views::volumes(out, &reach),
-        Command::Volume(VolumeCommand::Map) => views::map(out, &reach.first(|c| c.volume_map())?),
+        Command::Volume(VolumeCommand::Map { volume: None, .. }) => {
+            views::map(out, &reach.first(|c| c.volume_map())?)
+        }
+        Command::Volume(VolumeCommand::Map { volume: Some(volume), mover, dry_run, .. }) => {
+            let wish = Wish::Place { volume: volume.clone(), mover: mover.clone() };
+            wished(out, &reach, &wish, *dry_run)
+        }
+        Command::Assignment(AssignmentCommand::Show) => {
+            assignment::show(out, &assignment::ask(&reach)?)
+        }
+        Command::Assignment(AssignmentCommand::Plan) => {
+            assignment::plan(out, &assignment::ask(&reach)?)
+        }
+        Command::Assignment(AssignmentCommand::Policy { policy, dry_run }) => {
+            wished(out, &reach, &Wish::Policy { policy: policy.clone() }, *dry_run)
+        }
+        Command::Mover(MoverCommand::Drain { mover, cancel, dry_run }) => {
+            let wish = Wish::Drain { mover: mover.clone(), on: !cancel };
+            wished(out, &reach, &wish, *dry_run)
+        }
+        Command::Mover(MoverCommand::Remove { mover, dry_run }) => {
+            wished(out, &reach, &Wish::Remove { mover: mover.clone() }, *dry_run)
+        }
         Command::Core(CoreCommand::List) => views::cores(out, &reach),
         Command::Core(CoreCommand::Map) => views::core_map(out, &reach),
         Command::Mover(MoverCommand::List) => views::movers(out, &reach),
@@ -163,6 +186,15 @@ fn run_to(out: &mut Printer, arguments: &Arguments) -> Result<(), CliError> {
         Command::Events { follow, since } => events(out, &reach, *follow, *since),
         Command::Metrics => views::metrics(out, &reach),
     }
+}
+
+/// Has a member of the primary site note what is wanted, and shows what follows.
+fn wished(out: &mut Printer, reach: &Reach, wish: &Wish, dry_run: bool) -> Result<(), CliError> {
+    let info = reach.change(Role::Primary, |client| client.wish(wish, dry_run))?;
+    if dry_run && !out.is_json() {
+        out.line("dry run: nothing was changed; the command would be granted")?;
+    }
+    assignment::plan(out, &info)
 }
 
 /// How long one request for events waits; then the next is made.

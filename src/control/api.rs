@@ -22,7 +22,7 @@ use axum::{Router, middleware};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::model::{ApiError, ControlPlane, ErrorCode, Metric, Request, Response};
+use super::model::{ApiError, ControlPlane, ErrorCode, Metric, Request, Response, Wish};
 use crate::config;
 
 /// Requests answered at the same time; more wait.
@@ -256,6 +256,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/cores", get(|s| ask(s, Request::CoreList)))
         .route("/v1/cores/map", get(|s| ask(s, Request::CoreMap)))
         .route("/v1/movers", get(|s| ask(s, Request::MoverList)))
+        .route("/v1/assignment", get(|s| ask(s, Request::Assignment)).post(wish))
         .route("/v1/ledger", get(ledger))
         .route("/v1/events", get(events))
         .route("/v1/metrics", get(|s| ask(s, Request::Metrics)))
@@ -400,6 +401,21 @@ async fn events(
 struct Drain {
     #[serde(default)]
     drain: bool,
+}
+
+#[derive(Deserialize)]
+struct Wished {
+    #[serde(flatten)]
+    wish: Wish,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn wish(state: State<Shared>, body: Result<Json<Wished>, JsonRejection>) -> Answer {
+    match body {
+        Ok(Json(Wished { wish, dry_run })) => ask(state, Request::Wish { wish, dry_run }).await,
+        Err(error) => bad_request(error.body_text()),
+    }
 }
 
 async fn shutdown(state: State<Shared>, body: Result<Json<Drain>, JsonRejection>) -> Answer {

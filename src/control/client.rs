@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::model::{
-    ApiError, CoreInfo, Event, ExitCode, GroupStatus, LedgerEntry, Metric, MoverInfo, SetInfo,
-    Status, VolumeInfo, VolumeMap,
+    ApiError, AssignmentInfo, CoreInfo, Event, ExitCode, GroupStatus, LedgerEntry, Metric,
+    MoverInfo, SetInfo, Status, VolumeInfo, VolumeMap, Wish,
 };
 
 /// Where a mover answers.
@@ -238,6 +238,24 @@ impl Client {
     /// [`ClientError`].
     pub fn movers(&self) -> Result<Vec<MoverInfo>, ClientError> {
         self.get("/v1/movers")
+    }
+
+    /// Who is responsible for what, and what moves.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn assignment(&self) -> Result<AssignmentInfo, ClientError> {
+        self.get("/v1/assignment")
+    }
+
+    /// Changes that, or only says what would follow.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn wish(&self, wish: &Wish, dry_run: bool) -> Result<AssignmentInfo, ClientError> {
+        let mut body = serde_json::to_value(wish).unwrap_or_default();
+        body["dry_run"] = dry_run.into();
+        self.post("/v1/assignment", &body)
     }
 
     /// Retained updates of a volume (G5), newest first.

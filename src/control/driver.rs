@@ -30,6 +30,7 @@ use crate::config::{Mover, Role};
 use crate::proto::types::{GroupId, MoverId, Nanos, Seq, ShardId, VolumeId};
 use crate::runtime::messages::{FromPoller, PeerState, PollerSnapshot, ToPoller};
 use crate::runtime::plan::{Plan, Start};
+use assignment::Balance;
 use membership::Site;
 
 /// How often snapshots are taken when nobody asks.
@@ -163,6 +164,7 @@ pub struct Driver {
     pub(super) paths: Vec<(VolumeId, PathState)>,
     cluster: Part,
     pub(super) site: Site,
+    pub(super) balance: Balance,
     to_pollers: Vec<Sender<ToPoller>>,
     outbox: VecDeque<(usize, ToPoller)>,
     reports: Receiver<FromPoller>,
@@ -226,6 +228,7 @@ impl Driver {
             fencing: setup.fencing,
             cluster: setup.cluster,
             site: Site::new(record, setup.boot.incarnation, setup.start, pollers.len()),
+            balance: Balance::default(),
             to_pollers: setup.pollers,
             outbox: VecDeque::new(),
             reports: setup.reports,
@@ -287,6 +290,7 @@ impl Driver {
         self.take_cluster(now);
         self.take_reports(now);
         self.turn_membership(now);
+        self.turn_assignment(now);
         if let Stopping::Ended(outcome) = &self.stopping {
             return Step::Ended(outcome.clone());
         }
@@ -590,6 +594,7 @@ impl Driver {
     }
 }
 
+mod assignment;
 mod fences;
 mod membership;
 mod reports;

@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
 
+mod assignment;
 mod cluster;
 mod error;
 mod group;
 mod movers;
 mod sets;
 
+pub use assignment::*;
 pub use cluster::*;
 pub use error::{ApiError, ErrorCode, ExitCode};
 pub use group::*;
@@ -70,6 +72,16 @@ pub enum Request {
     CoreMap,
     /// The movers of both sites, as this one sees them.
     MoverList,
+    /// Who is responsible for what, and what moves (F3).
+    Assignment,
+    /// Changes that. Answered once it is noted; what follows from it is done after that. Any member
+    /// can be asked.
+    Wish {
+        /// What is wanted.
+        wish: Wish,
+        /// Only says what would follow, or why not.
+        dry_run: bool,
+    },
     /// The sets in existence, newest first (F7).
     SetList {
         /// The group's name.
@@ -131,6 +143,8 @@ pub enum Response {
     Cores(Vec<CoreInfo>),
     /// To [`Request::MoverList`].
     Movers(Vec<MoverInfo>),
+    /// To [`Request::Assignment`] and [`Request::Wish`].
+    Assignment(AssignmentInfo),
     /// To [`Request::SetList`].
     Sets(Vec<SetInfo>),
     /// To [`Request::SetShow`] and [`Request::SetClose`].

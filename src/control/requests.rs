@@ -4,7 +4,7 @@
 use crossbeam::channel::{Receiver, bounded};
 
 use super::driver::{Call, Driver};
-use super::model::{ApiError, ErrorCode, EventLevel, Request, Response};
+use super::model::{ApiError, ErrorCode, EventLevel, Request, Response, Wish};
 use crate::config::{PERIOD_MS_MAX, PERIOD_MS_MIN, Role};
 use crate::proto::command::SetState;
 use crate::proto::types::{GroupId, Nanos, SetId, VolumeId};
@@ -14,6 +14,8 @@ use crate::runtime::messages::{LedgerAnswer, ToPoller};
 const CLOSE_NS_MAX: u64 = 20_000_000_000;
 /// How long apply may take to come to a boundary until the caller is told so; it still will.
 const PAUSE_NS_MAX: u64 = 30_000_000_000;
+/// How long the cluster store may take to note what an operator wants until the caller is told so.
+const WISH_NS_MAX: u64 = 10_000_000_000;
 /// How long pollers may take to list their ledgers.
 const LEDGER_NS_MAX: u64 = 2_000_000_000;
 
@@ -30,6 +32,8 @@ pub(super) enum Waiting {
     },
     /// Apply is coming to a boundary, or going on.
     Apply { call: Call, group: GroupId, paused: bool, until: Nanos },
+    /// What an operator wants is being noted.
+    Wish { call: Call, wish: Wish, until: Nanos },
     /// Ledgers are being listed.
     Ledger {
         call: Call,
@@ -51,6 +55,7 @@ impl Request {
                 | Self::ApplyPause { .. }
                 | Self::ApplyResume { .. }
                 | Self::SetClose { .. }
+                | Self::Wish { .. }
                 | Self::Ledger { .. }
                 | Self::Shutdown { .. }
         )
@@ -77,6 +82,10 @@ impl Driver {
                 let group = group.clone();
                 return self.close(now, call, &group);
             }
+            Request::Wish { wish, dry_run } => {
+                let (wish, dry_run) = (wish.clone(), *dry_run);
+                return self.wish(now, call, wish, dry_run);
+            }
             Request::Ledger { volume, limit } => {
                 let (volume, limit) = (volume.clone(), *limit);
                 return self.list_ledger(now, call, volume, limit);
@@ -101,6 +110,7 @@ impl Driver {
             Request::VolumeList => Response::Volumes(view.volumes()),
             Request::VolumeMap | Request::CoreMap => Response::Map(view.map()),
             Request::CoreList => Response::Cores(view.cores()),
+            Request::Assignment => Response::Assignment(self.assignment(now)),
             Request::MoverList => Response::Movers(view.movers()),
             Request::SetList { group, limit } => {
                 Response::Sets(view.sets(view.find(group)?, *limit))
@@ -181,6 +191,16 @@ impl Driver {
         self.waiting.push(Waiting::Close { call, group, answer, set: None, until });
     }
 
+    fn wish(&mut self, now: Nanos, call: Call, wish: Wish, dry_run: bool) {
+        if let Err(error) = self.refuse(&wish) {
+            return reply(call, Err(error));
+        }
+        if dry_run {
+            return reply(call, Ok(Response::Assignment(self.assignment(now))));
+        }
+        self.waiting.push(Waiting::Wish { call, wish, until: now.after(WISH_NS_MAX) });
+    }
+
     fn list_ledger(&mut self, now: Nanos, call: Call, volume: String, limit: usize) {
         let id = {
             let faults = self.fault_texts();
@@ -258,6 +278,18 @@ impl Driver {
                     reply(call, Err(late("apply has not come to a boundary yet")));
                     None
                 }
+            }
+            Waiting::Wish { call, wish, until } => {
+                if self.is_granted(&wish) {
+                    reply(call, Ok(Response::Assignment(self.assignment(now))));
+                    return None;
+                }
+                if now >= until {
+                    reply(call, Err(late("the cluster store has not noted it")));
+                    return None;
+                }
+                self.grant(now, &wish);
+                Some(Waiting::Wish { call, wish, until })
             }
             Waiting::Ledger { call, volume, limit, answers, mut taken, mut missing, until } => {
                 while let Ok(answer) = answers.try_recv() {

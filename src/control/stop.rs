@@ -58,6 +58,8 @@ pub enum Outcome {
     Excluded {
         /// When and why.
         reason: String,
+        /// An operator asked for it.
+        asked: bool,
     },
     /// A poller could not go on.
     Failed {

@@ -276,6 +276,33 @@ impl Cluster {
         self.processes.values_mut().try_for_each(Process::check)
     }
 
+    /// Whether a mover that is drained has ended. It is not missed then.
+    ///
+    /// # Errors
+    /// It ended in another way.
+    pub fn has_left(&mut self, name: &str) -> Result<bool, LabError> {
+        let Some(process) = self.processes.get_mut(name) else { return Ok(true) };
+        match process.ended() {
+            Some(status) if status.success() => {
+                self.processes.remove(name);
+                Ok(true)
+            }
+            _ => process.check().map(|()| false),
+        }
+    }
+
+    /// Whether no volume moves, and, if `balanced`, none has to.
+    #[must_use]
+    pub fn has_settled(&self, balanced: bool) -> bool {
+        let names = self.names(Role::Primary);
+        names.iter().all(|name| {
+            let info = self.client(name).ok().and_then(|client| client.assignment().ok());
+            info.is_some_and(|info| {
+                info.under_way.is_empty() && (!balanced || info.wanted.is_empty())
+            })
+        })
+    }
+
     /// How often a mover ended because the others had excluded it, and was started again.
     #[must_use]
     pub fn exclusions(&self) -> u64 {

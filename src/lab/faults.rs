@@ -99,6 +99,10 @@ pub enum Kind {
     Pause,
     /// A site's cluster store stopped (SIGSTOP), and continued.
     StopStore,
+    /// A primary mover drained, and started again once it had left.
+    Drain,
+    /// A volume moved to another primary mover.
+    Move,
 }
 
 impl Kind {
@@ -110,6 +114,8 @@ impl Kind {
             Self::KillSecondary => "secondary movers killed",
             Self::Pause => "primary mover paused",
             Self::StopStore => "store stopped",
+            Self::Drain => "primary mover drained",
+            Self::Move => "volume moved",
         }
     }
 }
@@ -260,6 +266,13 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
         let who = vec![(*service).to_owned()];
         faults.push(Fault { at: spec.at, kind: Kind::StopStore, who, length: spec.length });
     }
+    for spec in &options.drain {
+        let text = format!("--drain {spec}");
+        survivable(shape, names, &spec.who, &text, &[])?;
+        in_time(spec.at, options.seconds, &text)?;
+        let who = vec![spec.who.clone()];
+        faults.push(Fault { at: spec.at, kind: Kind::Drain, who, length: down });
+    }
     let mut draws = Random(seed);
     let mut pool: Vec<(Kind, Vec<String>)> = Vec::new();
     if options.kill_of != KillOf::Primary {
@@ -281,6 +294,15 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
         let at = Duration::from_micros(from_us + draws.below(span_us.max(1)));
         let (kind, who) = pool[draws.below(pool.len() as u64) as usize].clone();
         faults.push(Fault { at, kind, who, length: down });
+    }
+    for (count, kind) in [(options.drain_random, Kind::Drain), (options.move_random, Kind::Move)] {
+        for _ in 0..count {
+            let who = &names.primary[draws.below(names.primary.len() as u64) as usize];
+            let option = if kind == Kind::Drain { "--drain-random" } else { "--move-random" };
+            survivable(shape, names, who, option, &[])?;
+            let at = Duration::from_micros(from_us + draws.below(span_us.max(1)));
+            faults.push(Fault { at, kind, who: vec![who.clone()], length: down });
+        }
     }
     faults.sort_by_key(|fault| fault.at);
     Ok(faults)

@@ -10,6 +10,8 @@ use super::report::FaultResult;
 use super::run::Run;
 use super::watch;
 use super::writer::Writer;
+use crate::config::Role;
+use crate::control::model::Wish;
 
 /// How long a lab may take to get over something.
 const WHOLE_MAX: Duration = Duration::from_secs(180);
@@ -35,6 +37,21 @@ impl Run<'_> {
                 self.pause(fault.length, writer)?;
                 for name in &fault.who {
                     self.cluster.start(name)?;
+                }
+            }
+            Kind::Drain => {
+                for name in &fault.who {
+                    self.ask(&Wish::Drain { mover: name.clone(), on: true })?;
+                    self.has_left(name, writer)?;
+                }
+                self.pause(fault.length, writer)?;
+                for name in &fault.who {
+                    self.cluster.start(name)?;
+                }
+            }
+            Kind::Move => {
+                for name in &fault.who {
+                    self.move_to(name)?;
                 }
             }
             Kind::Pause | Kind::StopStore => {
@@ -67,6 +84,37 @@ impl Run<'_> {
         Ok(Done { result, at_unix_ns: at_unix.as_nanos() as u64 })
     }
 
+    /// Asks the primary site for something.
+    fn ask(&self, wish: &Wish) -> Result<(), LabError> {
+        let wished = self.cluster.coordinator(Role::Primary, |client| client.wish(wish, false));
+        wished.map(|_| ())
+    }
+
+    /// Waits until a mover that is drained has left and ended.
+    fn has_left(&mut self, name: &str, writer: &Writer) -> Result<(), LabError> {
+        let since = Instant::now();
+        while !self.cluster.has_left(name)? {
+            if since.elapsed() > WHOLE_MAX {
+                return Err(LabError::NotReady {
+                    names: format!("{name}, which is to leave"),
+                    limit: WHOLE_MAX,
+                    logs: self.cluster.site().directory.join("log"),
+                });
+            }
+            self.pause(watch::EVERY, writer)?;
+        }
+        Ok(())
+    }
+
+    /// Moves a volume that another mover has to the mover `name`, if any has one.
+    fn move_to(&self, name: &str) -> Result<(), LabError> {
+        let map = self.cluster.coordinator(Role::Primary, |client| client.volume_map())?;
+        let elsewhere = map.entries.iter().find(|entry| entry.mover != name);
+        let Some(entry) = elsewhere else { return Ok(()) };
+        let volume = format!("{}/{}", entry.group, entry.volume);
+        self.ask(&Wish::Place { volume, mover: Some(name.to_owned()) })
+    }
+
     fn signal(&mut self, names: &[String], signal: Signal) {
         for name in names {
             self.cluster.signal(name, signal);
@@ -77,6 +125,8 @@ impl Run<'_> {
         match fault.kind {
             Kind::KillSecondary => fault.who.iter().all(|name| self.cluster.is_ready(name)),
             Kind::KillPrimary | Kind::Pause => self.cluster.is_whole(),
+            Kind::Drain => self.cluster.is_whole() && self.cluster.has_settled(true),
+            Kind::Move => self.cluster.is_whole() && self.cluster.has_settled(false),
             Kind::StopStore => self.cluster.has_stores(),
         }
     }

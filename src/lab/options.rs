@@ -132,7 +132,18 @@ pub struct RunOptions {
     #[arg(long, value_name = "SITE@TIME:LENGTH")]
     #[serde(serialize_with = "as_text")]
     pub stop_store: Vec<StopSpec>,
-    /// How long a killed mover stays down.
+    /// Drains a primary mover, which leaves then, and starts it again after --down: NAME@TIME. With
+    /// --store etcd --base array.
+    #[arg(long, value_name = "MOVER@TIME")]
+    #[serde(serialize_with = "as_text")]
+    pub drain: Vec<KillSpec>,
+    /// Moves volumes to other primary movers at so many random moments. With --store etcd --base array.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub move_random: u16,
+    /// Drains primary movers at so many random moments.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub drain_random: u16,
+    /// How long a killed or drained mover stays down.
     #[arg(long, default_value = "500ms", value_parser = parse_duration)]
     #[serde(serialize_with = "as_ms", rename = "down_ms")]
     pub down: Duration,

@@ -68,6 +68,8 @@ pub struct Report {
     pub kills: Vec<FaultResult>,
     /// Movers and stores that were stopped for a while.
     pub pauses: Vec<FaultResult>,
+    /// Drains and moves.
+    pub moves: Vec<FaultResult>,
     /// How long hosts stood still after each kind of fault.
     pub stalls: BTreeMap<Kind, Stalls>,
     /// How often a mover ended because the others had excluded it, and was started again.
@@ -212,6 +214,7 @@ impl Report {
             stalls: stalls::by_kind(&findings.faults),
             kills: of_kind(&findings.faults, &[Kind::KillPrimary, Kind::KillSecondary]),
             pauses: of_kind(&findings.faults, &[Kind::Pause, Kind::StopStore]),
+            moves: of_kind(&findings.faults, &[Kind::Drain, Kind::Move]),
             exclusions: findings.exclusions,
             checks: findings.checks,
             warnings: findings.warnings,

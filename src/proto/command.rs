@@ -5,7 +5,8 @@
 
 use super::message::{BrokenReason, Message, VolumeFacts};
 use super::types::{
-    BufRef, Epoch, Extent, GroupId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
+    BufRef, Epoch, Extent, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
+    VolumeId,
 };
 use crate::wire::update::UPDATE_HEADER_BYTES;
 use alloc::vec::Vec;
@@ -44,9 +45,10 @@ pub enum RecordRole {
     Answer = 6,
     /// A copy's holder → the shard that takes the volume over from a mover that failed (F5).
     Resend = 7,
-    /// Responsible shard → who holds a copy, and a copy's holder → the shard that takes the volume over:
-    /// the record's header alone; its number is void (invariant 3).
+    /// Responsible shard → who holds a copy: the record's header alone; its number is void (invariant 3).
     Voided = 8,
+    /// As `Resend`, the header alone: its number is void.
+    ResendVoid = 9,
 }
 
 impl RecordRole {
@@ -62,6 +64,7 @@ impl RecordRole {
             6 => Some(Self::Answer),
             7 => Some(Self::Resend),
             8 => Some(Self::Voided),
+            9 => Some(Self::ResendVoid),
             _ => None,
         }
     }
@@ -70,7 +73,7 @@ impl RecordRole {
     #[inline]
     #[must_use]
     pub const fn is_header_alone(self) -> bool {
-        matches!(self, Self::Numbered | Self::Voided)
+        matches!(self, Self::Numbered | Self::Voided | Self::ResendVoid)
     }
 }
 
@@ -147,7 +150,7 @@ pub enum Command {
         /// Comes back with the result.
         token: Token,
     },
-    /// Make sure that no mover outside the epoch can change the volume's base any more, and that
+    /// Make sure that this mover can write the volume's base, and no mover outside the epoch any more, and that
     /// nothing such a mover had under way arrives late (invariant 4). That it is so comes back with
     /// `token`, as of a write; until then it is tried again, and the volume stays closed.
     Fence {
@@ -322,6 +325,34 @@ pub enum Report {
         voids: u32,
         /// The next number.
         next: Seq,
+    },
+    /// The shard that reports has carried out a move at a boundary: from now on the other one is
+    /// responsible (F3).
+    Moved {
+        /// The volume.
+        volume: VolumeId,
+        /// The former owner.
+        from: ShardId,
+        /// The new one.
+        to: ShardId,
+    },
+    /// A volume has arrived at this shard, which numbers its updates from now on (F3, F6).
+    HandedOver {
+        /// The volume.
+        volume: VolumeId,
+        /// The former owner.
+        from: ShardId,
+        /// The next number.
+        next: Seq,
+    },
+    /// All shards have carried out a group's moves, and everything has arrived. At the coordinator.
+    MapInForce {
+        /// The epoch in which that is so.
+        epoch: Epoch,
+        /// The group.
+        group: GroupId,
+        /// The version of the map.
+        map_version: MapVersion,
     },
     /// A volume that was taken over is up to date at its base and takes updates again.
     Restored {

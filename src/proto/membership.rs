@@ -29,6 +29,27 @@ pub struct SiteRecord {
     pub moved: Vec<VolumeId>,
     /// Movers that have failed since everything was last held by as many movers as it should be.
     pub failures: u8,
+    /// Moves between living members that are to be carried out at a boundary, or are being so.
+    pub plan: Option<Plan>,
+}
+
+/// Planned moves of responsibility (F3, F6). Every member knows of them before the boundary at which
+/// they are carried out; each group carries out its own at one boundary of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// The version of the map once they are carried out; later than the record's.
+    pub version: MapVersion,
+    /// The volumes that move, ascending, and who is responsible for each then.
+    pub moves: Vec<(VolumeId, ShardId)>,
+}
+
+impl Plan {
+    /// Where a volume moves to, if it does.
+    #[must_use]
+    pub fn target(&self, volume: VolumeId) -> Option<ShardId> {
+        let at = self.moves.binary_search_by_key(&volume, |(id, _)| *id).ok()?;
+        Some(self.moves[at].1)
+    }
 }
 
 /// What makes the next epoch.
@@ -53,6 +74,52 @@ impl SiteRecord {
         Some(self.owners[at].1)
     }
 
+    /// The shard responsible for a volume at one that has carried out the moves up to the map `version`.
+    #[must_use]
+    pub fn owner_in(&self, version: MapVersion, volume: VolumeId) -> Option<ShardId> {
+        let planned = self.plan.as_ref().filter(|plan| plan.version <= version);
+        planned.and_then(|plan| plan.target(volume)).or_else(|| self.owner(volume))
+    }
+
+    /// The same epoch with moves to carry out, in any order: volumes that are where they should be are
+    /// left out. None when nothing is left, when moves are under way, or when one goes to a mover
+    /// that is no member or to a volume's other lane, which its new shard would know nothing of.
+    /// The caller made sure that the epoch is whole: a volume that is being taken over cannot move.
+    #[must_use]
+    pub fn planned(&self, moves: &[(VolumeId, ShardId)]) -> Option<Self> {
+        let mut moves: Vec<(VolumeId, ShardId)> =
+            moves.iter().copied().filter(|(volume, to)| self.owner(*volume) != Some(*to)).collect();
+        moves.sort_unstable();
+        moves.dedup_by_key(|(volume, _)| *volume);
+        let possible = |(volume, to): &(VolumeId, ShardId)| {
+            self.members.contains(&to.mover)
+                && self.owner(*volume).is_some_and(|owner| owner.poller == to.poller)
+        };
+        if self.plan.is_some() || moves.is_empty() || !moves.iter().all(possible) {
+            return None;
+        }
+        let plan = Plan { version: self.later_map(), moves };
+        Some(Self { plan: Some(plan), ..self.clone() })
+    }
+
+    /// The same epoch once its moves are carried out everywhere; none when there are none.
+    #[must_use]
+    pub fn carried_out(&self) -> Option<Self> {
+        let plan = self.plan.as_ref()?;
+        let map_version = self.map_version.max(plan.version);
+        let mut next = Self { plan: None, map_version, ..self.clone() };
+        for (volume, owner) in &mut next.owners {
+            *owner = plan.target(*volume).unwrap_or(*owner);
+        }
+        Some(next)
+    }
+
+    /// A map version that was never used.
+    fn later_map(&self) -> MapVersion {
+        let planned = self.plan.as_ref().map_or(0, |plan| plan.version.0);
+        MapVersion(self.map_version.0.max(planned) + 1)
+    }
+
     /// The epoch since which a member takes part without interruption.
     #[must_use]
     pub fn since(&self, mover: MoverId) -> Option<Epoch> {
@@ -70,6 +137,10 @@ impl SiteRecord {
     /// The record of the next epoch; none when nobody would be left. Volumes of movers that failed
     /// go to the same lane (poller index modulo pollers) of the member with the least `load`
     /// including what it is given here, which is counted in the unit that `weight` is in.
+    ///
+    /// What was to move, or is moving, between members that stay does so further on. A volume whose
+    /// present owner failed goes where it was to move, since it may be there. One that was to move to
+    /// a mover that failed is taken over by its present owner: whoever failed may have had it.
     #[must_use]
     pub fn next(
         &self,
@@ -96,7 +167,22 @@ impl SiteRecord {
         let spare = change.spare.filter(|spare| stayed.contains(spare));
         let mut moved = if change.whole { Vec::new() } else { self.moved.clone() };
         let mut owners = self.owners.clone();
-        for (volume, owner) in owners.iter_mut().filter(|(_, owner)| failed(&owner.mover)) {
+        let mut moves = self.plan.as_ref().map_or_else(Vec::new, |plan| plan.moves.clone());
+        for (volume, owner) in &mut owners {
+            let planned = self.plan.as_ref().and_then(|plan| plan.target(*volume));
+            let lost = planned.is_some_and(|to| !stayed.contains(&to.mover));
+            if !lost && !failed(&owner.mover) {
+                continue;
+            }
+            moves.retain(|(moving, _)| moving != volume);
+            moved.push(*volume);
+            if !failed(&owner.mover) {
+                continue;
+            }
+            if let Some(to) = planned.filter(|_| !lost) {
+                *owner = to;
+                continue;
+            }
             let least = loads.iter_mut().min_by_key(|(mover, load)| (*load, *mover));
             let to = match (spare, least) {
                 (Some(spare), _) => spare,
@@ -107,7 +193,6 @@ impl SiteRecord {
                 (None, None) => return None,
             };
             *owner = ShardId { mover: to, poller: owner.poller % pollers(to).max(1) };
-            moved.push(*volume);
         }
         moved.sort_unstable();
         moved.dedup();
@@ -117,10 +202,12 @@ impl SiteRecord {
         } else {
             self.coordinator
         };
-        let map_version = if owners == self.owners {
+        let plan = self.plan.as_ref().map(|plan| Plan { version: plan.version, moves });
+        let plan = plan.filter(|plan| !plan.moves.is_empty());
+        let map_version = if owners == self.owners && plan == self.plan {
             self.map_version
         } else {
-            MapVersion(self.map_version.0 + 1)
+            self.later_map()
         };
         Some(Self {
             epoch,
@@ -131,6 +218,7 @@ impl SiteRecord {
             owners,
             moved,
             failures: before.saturating_add(change.failed.len().min(255) as u8),
+            plan,
         })
     }
 }
@@ -151,6 +239,7 @@ mod tests {
             owners: (0..6).map(owner).collect(),
             moved: Vec::new(),
             failures: 0,
+            plan: None,
         }
     }
 
@@ -171,6 +260,44 @@ mod tests {
         let spare = Change { failed: &[MoverId(0)], spare: Some(MoverId(2)), ..NONE };
         let after = next(&record(), &spare);
         assert!([0, 3].iter().all(|v| after.owner(VolumeId(*v)) == Some(ShardId::new(2, 1))));
+    }
+
+    #[test]
+    fn moves_are_planned_and_carried_out() {
+        let to = |mover: u16| ShardId::new(mover, 1);
+        let plan = record().planned(&[(VolumeId(3), to(1)), (VolumeId(1), to(1))]).unwrap();
+        assert_eq!(plan.plan.as_ref().map(|p| p.moves.clone()), Some(vec![(VolumeId(3), to(1))]));
+        assert_eq!((plan.map_version, plan.epoch), (MapVersion(3), Epoch(7)));
+        assert_eq!(plan.owner_in(MapVersion(3), VolumeId(3)), Some(to(0)));
+        assert_eq!(plan.owner_in(MapVersion(4), VolumeId(3)), Some(to(1)));
+        assert!(plan.planned(&[(VolumeId(4), to(0))]).is_none(), "one plan at a time");
+        let done = plan.carried_out().unwrap();
+        assert_eq!((done.owner(VolumeId(3)), done.map_version), (Some(to(1)), MapVersion(4)));
+        assert!(done.carried_out().is_none() && done.plan.is_none());
+        for bad in [ShardId::new(9, 1), ShardId::new(1, 0)] {
+            assert!(record().planned(&[(VolumeId(3), bad)]).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_failure_settles_the_moves_it_concerns() {
+        let to = |mover: u16| ShardId::new(mover, 1);
+        let moves = [(VolumeId(0), to(1)), (VolumeId(2), to(1)), (VolumeId(4), to(2))];
+        let plan = record().planned(&moves).unwrap();
+        let source = next(&plan, &Change { failed: &[MoverId(0)], ..NONE });
+        assert_eq!(source.owner(VolumeId(0)), Some(to(1)), "where it was to move");
+        assert_eq!(source.moved, [VolumeId(0), VolumeId(3)]);
+        assert_eq!(source.plan.as_ref().map(|p| p.moves.len()), Some(2), "the rest goes on");
+        assert_eq!(source.plan.as_ref().map(|p| p.version), plan.plan.as_ref().map(|p| p.version));
+        assert!(source.map_version > MapVersion(4));
+        let carried = source.carried_out().unwrap();
+        assert_eq!(carried.map_version, source.map_version);
+        let target = next(&plan, &Change { failed: &[MoverId(1)], ..NONE });
+        assert_eq!(target.owner(VolumeId(0)), Some(to(0)), "taken over by who had it");
+        assert_eq!(target.moved, [VolumeId(0), VolumeId(1), VolumeId(2), VolumeId(4)]);
+        assert_eq!(target.plan, None);
+        let third = next(&plan, &Change { joined: &[MoverId(5)], ..NONE });
+        assert_eq!((&third.plan, third.map_version), (&plan.plan, plan.map_version));
     }
 
     #[test]

@@ -199,10 +199,53 @@ pub enum Message {
         /// The volumes.
         volumes: Vec<Held>,
     },
-    /// As `Survey`, when the sender has taken volumes over: what it knows of their numbers now.
+    /// As `Survey`, when the sender has taken volumes over or was handed one: what it knows of their
+    /// numbers now, and that their updates are in its books.
     Marks {
         /// The volumes; no copies.
         volumes: Vec<Held>,
+    },
+    /// Primary shard → coordinator, on entering an epoch and whenever the link comes up: what it knows
+    /// of the group's sets and map.
+    Greet {
+        /// The group.
+        group: GroupId,
+        /// The last set that it knows to be confirmed.
+        confirmed: SetId,
+        /// The last set that it knows to have been opened; 0 for none.
+        open: SetId,
+        /// The map that it acts upon.
+        map_version: MapVersion,
+    },
+    /// Primary shard → coordinator: it knows the moves that lead to the map of this version (F3).
+    Planned {
+        /// The version.
+        map_version: MapVersion,
+    },
+    /// Former owner → new owner of a volume that moved at a boundary: every update that it numbered
+    /// is on the base (invariant 4).
+    HandOff {
+        /// The group.
+        group: GroupId,
+        /// The map by which the volume moves.
+        map_version: MapVersion,
+        /// The volume.
+        volume: VolumeId,
+        /// Its next number (invariant 3).
+        next: Seq,
+        /// Numbers from here on and before `next` are void, in the set of the next number; 0 for none.
+        lost_from: Seq,
+        /// The last number that the sender knows to be in a confirmed set.
+        confirmed: Seq,
+        /// By set that the sender does not know to be confirmed: the volume's last number in it.
+        lasts: Vec<(SetId, Seq)>,
+    },
+    /// Primary shard → coordinator: what was to come to it by the map of this version is here.
+    Settled {
+        /// The group.
+        group: GroupId,
+        /// The version.
+        map_version: MapVersion,
     },
 }
 
@@ -249,6 +292,28 @@ pub struct Held {
     /// The last number that the sender has heard of, or has given out itself: none up to there is
     /// given out again (invariant 3).
     pub heard: Seq,
+    /// Numbers that the sender gave out while it was responsible and keeps itself; one entry for each
+    /// such range.
+    pub kept: Option<Kept>,
+}
+
+/// Numbers that a shard gave out of a volume before it handed it over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// The set of the last one.
+    pub set: SetId,
+    /// The first one.
+    pub first: Seq,
+    /// The last one; none in between is in anybody else's books.
+    pub last: Seq,
+}
+
+impl Kept {
+    /// Whether a number is among them.
+    #[must_use]
+    pub fn has(&self, seq: Seq) -> bool {
+        (self.first..=self.last).contains(&seq)
+    }
 }
 
 /// Why a group can form no sets until it is resynchronised.

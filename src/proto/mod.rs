@@ -4,6 +4,7 @@
 //! No clocks, threads, sockets, randomness or global state. The pollers and the simulator drive
 //! this very code. It builds without `std` (`tests/no-std`).
 
+pub mod assignment;
 pub mod boundary;
 pub mod command;
 pub mod limits;

@@ -165,7 +165,9 @@ impl Node {
                     | Message::CloseNow { .. }
                     | Message::Applied { .. } => true,
                     Message::Confirmed { .. } => other_site,
-                    Message::Resume { .. } => !other_site,
+                    Message::Greet { .. } | Message::Planned { .. } | Message::Settled { .. } => {
+                        true
+                    }
                     Message::Broken { .. } => {
                         // A shard tells the engine, and the engine tells all shards: where both
                         // are on this poller, each takes what it does not know yet.
@@ -198,11 +200,24 @@ impl Node {
         *boundary = (record.coordinator == self.me).then(|| Boundary::new(engine));
         if let Some(engine) = boundary {
             engine.lead();
+            engine.plan(record.plan.as_ref().map(|plan| plan.version));
         }
         shard.enter(now, record);
         for (from, epoch, message) in core::mem::take(&mut self.early) {
             self.handle_message(now, from, epoch, message);
         }
+    }
+
+    /// Takes note of the moves in the record of the present epoch, see [`PrimaryShard::planned`].
+    pub fn planned(&mut self, record: &SiteRecord) {
+        let Machines::Primary { shard, boundary } = &mut self.machines else { return };
+        if record.epoch != self.epoch {
+            return;
+        }
+        if let Some(engine) = boundary {
+            engine.plan(record.plan.as_ref().map(|plan| plan.version));
+        }
+        shard.planned(record);
     }
 
     /// Whether the primary shard here is whole, see [`PrimaryShard::is_whole`].

@@ -59,6 +59,10 @@ pub enum Sabotage {
     ForgetHeard,
     /// A number whose base write failed has its fate though others who hold it do not know (invariant 3).
     VoidUntold,
+    /// A volume is handed over while updates of it are under way to the base (invariants 3, 4).
+    HandOffUndrained,
+    /// A shard goes on numbering a volume that has moved at the boundary (invariant 4).
+    KeepMoved,
 }
 
 impl Sabotage {
@@ -66,7 +70,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -89,6 +93,8 @@ impl Sabotage {
         Self::RestoreOld,
         Self::ForgetHeard,
         Self::VoidUntold,
+        Self::HandOffUndrained,
+        Self::KeepMoved,
     ];
 
     /// Whether `variant` is to be broken: `config.sabotage.is(Sabotage::OverlapAtBase)`.
@@ -126,6 +132,8 @@ impl Sabotage {
             Self::RestoreOld => "restore-old",
             Self::ForgetHeard => "forget-heard",
             Self::VoidUntold => "void-untold",
+            Self::HandOffUndrained => "hand-off-undrained",
+            Self::KeepMoved => "keep-moved",
         }
     }
 

@@ -107,7 +107,10 @@ impl Poller {
     fn report(&mut self, report: Report) {
         match report {
             Report::Held { held_ns, .. } => self.stats.hold(held_ns),
-            Report::Restored { volume } => self.volume_ready(volume),
+            Report::Restored { volume } | Report::HandedOver { volume, .. } => {
+                self.volume_ready(volume);
+            }
+            Report::Moved { volume, from, to } => self.volume_moved(volume, from, to),
             _ => {}
         }
         let (shard, at) = (self.me, self.now);

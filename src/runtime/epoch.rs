@@ -16,7 +16,7 @@ use super::poller::Poller;
 use crate::proto::boundary::BoundaryConfig;
 use crate::proto::command::Token;
 use crate::proto::membership::SiteRecord;
-use crate::proto::types::{Epoch, Nanos, NvmeStatus, VolumeId};
+use crate::proto::types::{Epoch, Nanos, NvmeStatus, ShardId, VolumeId};
 
 /// Between looks whether the shard is whole, in nanoseconds: a look goes through all retained updates.
 const LOOK_NS: u64 = 2_000_000;
@@ -40,14 +40,17 @@ impl Poller {
         let before = std::mem::replace(&mut self.epoch, record.epoch);
         self.enter_links(record, before);
         let mut again = std::mem::take(&mut self.entered.unready);
-        for volume in &mut self.volumes {
-            let owner = record.owner(volume.counters.volume).filter(|owner| *owner != self.me);
-            // What was ready here stays so; what comes here is not until the protocol says it.
-            volume.ready = owner.is_some() || volume.owner.is_none() && volume.ready;
-            volume.owner = owner;
-        }
         again.extend(self.asks_gone(|peer| record.left_since(peer.mover, before)));
         self.node.enter(self.now, record, engine);
+        if let Some(shard) = self.node.primary() {
+            for (index, volume) in (0..).zip(&mut self.volumes) {
+                // While it moves, that is where it is as far as this shard has carried the move out.
+                volume.owner = Some(shard.owner_of(index)).filter(|owner| *owner != self.me);
+                // What comes here is not ready until the protocol says it.
+                volume.ready = volume.owner.is_some() || shard.is_ready(index);
+                volume.left = false;
+            }
+        }
         for command in again {
             self.serve(command);
         }
@@ -55,12 +58,26 @@ impl Poller {
         tracing::info!(shard = %self.me, epoch = %self.epoch, "entered");
     }
 
+    /// The record of the present epoch has other moves to carry out than before.
+    pub(super) fn planned(&mut self, record: &SiteRecord) {
+        self.node.planned(record);
+    }
+
+    /// A volume has a new owner from the present boundary on (F3).
+    pub(super) fn volume_moved(&mut self, volume: VolumeId, from: ShardId, to: ShardId) {
+        let Some(index) = self.volume_index(volume) else { return };
+        let volume = &mut self.volumes[index];
+        volume.owner = Some(to).filter(|to| *to != self.me);
+        volume.ready = volume.owner.is_some();
+        volume.left = from == self.me;
+    }
+
     /// A command for a volume that is being taken over here waits.
     pub(super) fn wait_until_ready(&mut self, command: HostCommand) {
         self.entered.unready.push(command);
     }
 
-    /// The base of a volume that was taken over is up to date.
+    /// The base of a volume that was taken over is up to date, or a volume that moved has arrived.
     pub(super) fn volume_ready(&mut self, volume: VolumeId) {
         let Some(index) = self.volume_index(volume) else { return };
         self.volumes[index].ready = true;

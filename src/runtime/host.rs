@@ -191,16 +191,17 @@ impl Poller {
     #[inline]
     pub(super) fn number_arrived(&mut self) -> u64 {
         let mut done = 0;
+        while self.quiesced
+            && self.node.primary().is_some_and(|s| s.refuse_arrived(NvmeStatus::ANA_TRANSITION))
+        {
+            done += 1;
+        }
         while let Some(shard) = self.node.primary()
             && let Some(arrived) = shard.next_arrived()
         {
             let (payload_len, volume) = (arrived.info.payload_len, arrived.volume as usize);
-            let refusal = match self.volumes[volume].excluded {
-                true => Some(PATH_INACCESSIBLE),
-                false => self.quiesced.then_some(NvmeStatus::ANA_TRANSITION),
-            };
-            if let Some(status) = refusal {
-                shard.refuse_arrived(status);
+            if self.volumes[volume].excluded {
+                shard.refuse_arrived(PATH_INACCESSIBLE);
                 done += 1;
                 continue;
             }

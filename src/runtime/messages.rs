@@ -69,6 +69,11 @@ pub enum ToPoller {
         /// The boundary engine's configuration in it.
         engine: Box<BoundaryConfig>,
     },
+    /// The record of the present epoch has moves of volumes to carry out, or has them no more.
+    Planned {
+        /// What was agreed.
+        record: Arc<SiteRecord>,
+    },
     /// No mover that is not a member can change the base any more that [`FromPoller::Fence`] named.
     Fenced {
         /// What the protocol knows it by.

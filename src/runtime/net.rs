@@ -393,7 +393,8 @@ impl Poller {
             | RecordRole::Forward
             | RecordRole::Resend
             | RecordRole::Numbered
-            | RecordRole::Voided => self.mirror_log,
+            | RecordRole::Voided
+            | RecordRole::ResendVoid => self.mirror_log,
             RecordRole::Transfer => self.own_log,
             RecordRole::Answer => return self.room_for_answer(payload),
         };

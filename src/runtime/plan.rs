@@ -376,7 +376,6 @@ pub fn engine(
         backup: shards.iter().copied().find(|shard| shard.mover != me.mover),
         shards,
         epoch: record.epoch,
-        map_version: record.map_version,
         unix_offset_ns: start.unix_offset_ns,
         groups: mover
             .groups

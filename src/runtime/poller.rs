@@ -126,6 +126,9 @@ pub(super) struct Volume {
     pub(super) block_bytes: u32,
     /// The shard of another mover that is responsible for it; none when this one is.
     pub(super) owner: Option<ShardId>,
+    /// It was this shard's until a boundary of the present epoch: reads that others ask for, who do not
+    /// know that yet, are answered.
+    pub(super) left: bool,
     /// Alignment of payloads in the arena, so that the device need not copy.
     pub(super) align: usize,
     pub(super) channel: Option<Channel>,
@@ -505,6 +508,7 @@ impl Poller {
                 self.refuse_hosts();
             }
             ToPoller::Enter { record, engine } => self.enter(&record, &engine),
+            ToPoller::Planned { record } => self.planned(&record),
             ToPoller::Fenced { token } => self.fenced(token),
             ToPoller::Stop => {
                 self.abandon_hosts();
@@ -561,6 +565,7 @@ impl Volume {
         let mut volume = Self {
             block_bytes: parts.block_bytes,
             owner: parts.owner,
+            left: false,
             align: 64,
             channel: None,
             write_cache: false,

@@ -58,7 +58,7 @@ impl Cluster {
             owners,
             forwards: BTreeMap::new(),
             site: membership::Site::new(profile.primaries, Vec::new()),
-            writer: vec![None; profile.volumes as usize],
+            barred: vec![0; profile.volumes as usize],
             hosts: (0..profile.hosts).map(|_| Host::default()).collect(),
             host_of: Vec::new(),
             network: Network::new(
@@ -168,6 +168,7 @@ impl Cluster {
         other.dedup();
         // A mover that joins enters its first epoch like the others.
         let record = self.site.latest().clone();
+        self.pollers[index].record = self.site.records.len() - 1;
         let joins = index < self.primaries && record.epoch > EPOCH;
         let epoch = if joins { Epoch(record.epoch.0 - 1) } else { EPOCH };
         let mut node = Node::new(self.shard_id(index), epoch, other, machines, now);

@@ -100,8 +100,8 @@ pub struct Cluster {
     pub(super) forwards: BTreeMap<(usize, ForwardId), WriteId>,
     /// The primary site's membership.
     pub(super) site: Site,
-    /// The poller whose mover alone may write a base; anyone before it was ever fenced.
-    pub(super) writer: Vec<Option<usize>>,
+    /// By base, bit i: mover i may not write it any more.
+    pub(super) barred: Vec<u64>,
     pub(super) hosts: Vec<Host>,
     pub(super) host_of: Vec<usize>,
     pub(super) network: Network,

@@ -10,8 +10,10 @@ use super::profile::block_values;
 use crate::mem::crc32c::crc32c;
 use crate::proto::command::{Command, HostTag, PayloadAt, Report, Token};
 use crate::proto::message::Message;
-use crate::proto::primary::{HostUpdate, Stamp};
-use crate::proto::types::{BufRef, Epoch, Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
+use crate::proto::primary::{HostUpdate, PrimaryShard, Stamp};
+use crate::proto::types::{
+    BufRef, Epoch, Extent, MoverId, NvmeStatus, ShardId, UpdateKind, VolumeId,
+};
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateInfo};
 
 impl Cluster {
@@ -120,7 +122,7 @@ impl Cluster {
                 Ok(())
             }
             Report::Void { volume, seq, .. } => {
-                self.observer.void_reported(volume.0 as usize, *seq)
+                self.observer.void_reported(volume.0 as usize, id.mover.0, *seq)
             }
             // An excluded mover that does not know it yet: nobody hears of what it takes over.
             Report::TakenOver { .. } if !self.site.latest().members.contains(&id.mover) => Ok(()),
@@ -138,6 +140,8 @@ impl Cluster {
                 let index = volume.0 as usize;
                 self.observer.restored(index, id.mover.0, self.base[index].current())
             }
+            Report::HandedOver { volume, next, .. } => self.handed_over(node, *volume, *next),
+            Report::MapInForce { map_version, .. } => self.map_in_force(node, *map_version),
             // A mover that was excluded and does not know it may hear of sets that it has no part in.
             Report::Broken { .. }
                 if !self.site.latest().members.contains(&id.mover) && node < self.primaries =>
@@ -290,9 +294,7 @@ impl Cluster {
         token: Token,
     ) -> Verdict {
         let index = volume.0 as usize;
-        if self.writer[index]
-            .is_some_and(|w| self.pollers[w].id.mover != self.pollers[node].id.mover)
-        {
+        if self.barred[index] & 1 << self.pollers[node].id.mover.0 != 0 {
             // Refused by the fence: a mover that was excluded. It learns of it by that.
             self.stats.late_writes += 1;
             let mover = self.pollers[node].id.mover;
@@ -393,9 +395,14 @@ impl Cluster {
         self.trace.note(now, b'F', [volume as u64, node as u64], |out| {
             write!(out, "the base of v{volume} is fenced for {id}")
         });
-        self.base[volume].user_died(&mut self.disk_rng);
-        self.observer.fenced(volume);
-        self.writer[volume] = Some(node);
+        if PrimaryShard::takes_over(token) {
+            // Nothing of its own can be under way there.
+            self.base[volume].user_died(&mut self.disk_rng);
+            self.observer.fenced(volume);
+        }
+        let members = &self.site.latest().members;
+        let barred = (0..self.profile.primaries).filter(|m| !members.contains(&MoverId(*m)));
+        self.barred[volume] = barred.map(|mover| 1_u64 << mover).sum();
         if let Some(machines) = &mut self.pollers[node].node {
             machines.handle_written(now, token, NvmeStatus::SUCCESS);
         }

@@ -43,6 +43,10 @@ pub(super) enum Fault {
     Learn(MoverId),
     /// An excluded mover takes part again.
     Rejoin(MoverId),
+    /// Moves of volumes are planned.
+    Move,
+    /// The store has it that the moves up to a map are carried out.
+    CarriedOut(Epoch, MapVersion),
     /// All faults end.
     Heal,
 }
@@ -54,8 +58,17 @@ const REST_NS_MAX: u64 = 4_000 * MS;
 
 impl Cluster {
     fn mean_of(&self, fault: Fault) -> u64 {
-        let MoverFaults { kill_ns, power_ns, site_ns, partition_ns, stall_ns, stale_ns, fail_ns } =
-            self.profile.movers;
+        let MoverFaults {
+            kill_ns,
+            power_ns,
+            site_ns,
+            partition_ns,
+            stall_ns,
+            stale_ns,
+            fail_ns,
+            move_ns,
+            move_ppm: _,
+        } = self.profile.movers;
         let Operator { close_ns, period_ns, pause_ns } = self.profile.operator;
         match fault {
             Fault::Kill => kill_ns,
@@ -65,6 +78,7 @@ impl Cluster {
             Fault::Stall => stall_ns,
             Fault::Stale => stale_ns,
             Fault::Fail => fail_ns,
+            Fault::Move => move_ns,
             Fault::Close => close_ns,
             Fault::Period => period_ns,
             Fault::Pause => pause_ns,
@@ -75,6 +89,7 @@ impl Cluster {
             | Fault::Exclude(_)
             | Fault::Learn(_)
             | Fault::Rejoin(_)
+            | Fault::CarriedOut(..)
             | Fault::Heal => 0,
         }
     }
@@ -93,6 +108,7 @@ impl Cluster {
             Fault::Period,
             Fault::Pause,
             Fault::Fail,
+            Fault::Move,
         ] {
             self.schedule(fault);
         }
@@ -117,6 +133,7 @@ impl Cluster {
                 | Fault::Exclude(_)
                 | Fault::Learn(_)
                 | Fault::Rejoin(_)
+                | Fault::CarriedOut(..)
         );
         if self.healed_at.is_some() && !lasting {
             return Ok(());
@@ -185,6 +202,8 @@ impl Cluster {
             Fault::Exclude(mover) => self.exclude(mover),
             Fault::Learn(mover) => self.crash_primary(mover),
             Fault::Rejoin(mover) => self.rejoin(mover),
+            Fault::Move => self.plan_moves(),
+            Fault::CarriedOut(epoch, version) => self.carried_out(epoch, version),
             Fault::Heal => self.heal(),
         }
     }
@@ -358,6 +377,7 @@ impl Cluster {
             if let Some(machines) = &mut node.node {
                 primary = format!("{}; ", machines.epoch());
                 if let Some(shard) = machines.primary() {
+                    let moving: Vec<_> = shard.moving().collect();
                     let not_ready: Vec<_> = shard.not_ready().collect();
                     let unheard: Vec<_> = shard.unheard().collect();
                     let awaited: Vec<_> = shard.awaited().collect();
@@ -365,7 +385,7 @@ impl Cluster {
                     let counters = shard.counters();
                     let under_way: Vec<_> = shard.under_way().collect();
                     primary += &format!(
-                        "not ready {not_ready:?}, under way {under_way:?}, unheard {unheard:?}, awaited {awaited:?}, {groups:?}, {counters:?}; "
+                        "moving {moving:?}, not ready {not_ready:?}, under way {under_way:?}, unheard {unheard:?}, awaited {awaited:?}, {groups:?}, {counters:?}; "
                     );
                 }
                 if let Some(engine) = machines.boundary() {

@@ -18,7 +18,7 @@ use crate::proto::types::{Epoch, MapVersion, MoverId, SetId, ShardId, VolumeId};
 /// The primary site's membership.
 #[derive(Debug)]
 pub(super) struct Site {
-    /// One per epoch, from [`EPOCH`] on.
+    /// One per epoch, from [`EPOCH`] on, and one per change of what is planned in it.
     pub(super) records: Vec<SiteRecord>,
     /// Members that are down or taken for it, and not excluded yet.
     failing: Vec<MoverId>,
@@ -42,6 +42,7 @@ impl Site {
             owners,
             moved: Vec::new(),
             failures: 0,
+            plan: None,
         };
         Self {
             records: vec![first],
@@ -50,6 +51,11 @@ impl Site {
             spare: 0,
             was_whole: false,
         }
+    }
+
+    /// Whether a member is down, or taken for it, and not excluded.
+    pub(super) fn is_failing(&self) -> bool {
+        !self.failing.is_empty()
     }
 
     /// The record of the latest epoch.
@@ -74,7 +80,6 @@ impl Cluster {
             backup: shards.iter().copied().find(|s| s.mover != record.coordinator.mover),
             shards,
             epoch: record.epoch,
-            map_version: record.map_version,
             unix_offset_ns: 1_000_000_000_000,
             groups: vec![BoundaryGroup {
                 id: GROUP,
@@ -177,6 +182,9 @@ impl Cluster {
             return Ok(());
         }
         self.site.away.retain(|other| *other != mover);
+        for barred in &mut self.barred {
+            *barred &= !(1 << mover.0);
+        }
         self.commit(&[], &[mover]);
         self.observer.member(mover.0, self.shards_of(mover), true);
         self.launch(mover)
@@ -194,9 +202,17 @@ impl Cluster {
         let now = self.queue.now();
         self.trace.note(now, b'E', [next.epoch.0.into()], |out| write!(out, "{next:?}"));
         for (volume, owner) in &next.owners {
-            self.owners[volume.0 as usize].0 = self.shard_index(*owner);
+            // Where a volume is that moves, is seen when it has arrived.
+            if next.plan.as_ref().is_none_or(|plan| plan.target(*volume).is_none()) {
+                self.owners[volume.0 as usize].0 = self.shard_index(*owner);
+            }
         }
         self.observer.epoch_begins(next.epoch);
+        self.publish(next, joined);
+    }
+
+    /// The store has a new record; its members learn of it by and by.
+    pub(super) fn publish(&mut self, next: SiteRecord, joined: &[MoverId]) {
         self.site.records.push(next);
         let members = self.site.latest().members.clone();
         for mover in members {
@@ -217,12 +233,20 @@ impl Cluster {
         if self.pollers[node].life != life || self.is_down(node) {
             return Ok(());
         }
-        let record = self.site.records[record].clone();
-        let old = self.pollers[node].node.as_ref().map_or(Epoch(0), |node| node.epoch());
-        if record.epoch <= old {
+        if record <= self.pollers[node].record {
+            // It has learned of a later one.
             return Ok(());
         }
+        self.pollers[node].record = record;
+        let record = self.site.records[record].clone();
+        let old = self.pollers[node].node.as_ref().map_or(Epoch(0), |node| node.epoch());
         let now = self.queue.now();
+        if record.epoch <= old {
+            if let Some(machines) = &mut self.pollers[node].node {
+                machines.planned(&record);
+            }
+            return self.settle(node);
+        }
         let id = self.pollers[node].id;
         self.trace.note(now, b'e', [node as u64, record.epoch.0.into()], |out| {
             write!(out, "{id} enters {}", record.epoch)
@@ -243,15 +267,18 @@ impl Cluster {
                 }
             }
         }
-        for volume in 0..self.owners.len() {
-            let moved = record.moved.binary_search(&VolumeId(volume as u32)).is_ok();
-            if self.owners[volume].0 == node && !moved {
-                self.observer.owner_entered(volume, &record);
-            }
-        }
         let engine = self.engine(&record);
+        let mut taken: Vec<VolumeId> = Vec::new();
         if let Some(machines) = &mut self.pollers[node].node {
             machines.enter(now, &record, &engine);
+            let shard = machines.primary();
+            taken
+                .extend(shard.iter().flat_map(|shard| shard.not_ready()).map(|(volume, _)| volume));
+        }
+        for volume in 0..self.owners.len() {
+            if self.owners[volume].0 == node && !taken.contains(&VolumeId(volume as u32)) {
+                self.observer.owner_entered(volume, &record);
+            }
         }
         let record = self.site.latest();
         let entered = record.members.iter().flat_map(|mover| self.shards_of(*mover)).all(|index| {

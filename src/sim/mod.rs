@@ -23,6 +23,7 @@ mod hosts;
 pub mod journal;
 mod journal_io;
 mod membership;
+mod moves;
 mod net;
 pub mod network;
 mod node;

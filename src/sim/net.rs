@@ -257,6 +257,7 @@ impl Cluster {
             | RecordRole::Resend
             | RecordRole::Numbered
             | RecordRole::Voided
+            | RecordRole::ResendVoid
             | RecordRole::Answer => Room::Mirror,
         };
         let node = &mut self.pollers[to];
@@ -341,7 +342,7 @@ impl Cluster {
             let secondary = to >= self.primaries;
             self.observer.heard(if secondary { SECONDARY } else { me.mover.0 }, &info);
         }
-        if role == RecordRole::Voided
+        if matches!(role, RecordRole::Voided | RecordRole::ResendVoid)
             && matches!(verdict, RecordVerdict::Kept | RecordVerdict::NotNeeded)
         {
             self.observer.void_heard(me.mover.0, &info);

@@ -48,6 +48,8 @@ pub(super) struct Poller {
     pub(super) journal: Option<Box<JournalIo>>,
     /// Counts its lives; what was started in an earlier life is void.
     pub(super) life: u32,
+    /// The last record of the site that it knows, by its index.
+    pub(super) record: usize,
     /// Nothing runs here until then.
     pub(super) stalled_until: Nanos,
     /// When its next wake-up is scheduled.
@@ -66,6 +68,7 @@ impl Poller {
             waiting: VecDeque::new(),
             journal: None,
             life: 0,
+            record: 0,
             stalled_until: Nanos(0),
             wake_at: Nanos::NEVER,
         }

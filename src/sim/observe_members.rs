@@ -83,7 +83,8 @@ impl Observer {
     /// over by another.
     #[must_use]
     pub fn is_of_the_past(&self, volume: usize, mover: u16) -> bool {
-        self.taken_by[volume].is_some_and(|owner| owner != mover)
+        let excluded = self.excluded & 1 << mover != 0;
+        excluded && self.taken_by[volume].is_some_and(|owner| owner != mover)
     }
 
     /// A shard has taken a volume over in the epoch of `record`: it goes on with `next`. Updates that no member holds are
@@ -102,6 +103,7 @@ impl Observer {
         self.tick();
         self.owner_entered(index, record);
         self.taken_by[index] = Some(mover);
+        self.taken_in[index] = record.epoch;
         let committed = self.committed;
         for at in 0..self.volumes[index].by_seq.len() {
             let id = self.volumes[index].by_seq[at];
@@ -316,6 +318,7 @@ mod tests {
             owners: vec![(VolumeId(0), ShardId::new(1, 0))],
             moved: vec![VolumeId(0)],
             failures: 1,
+            plan: None,
         }
     }
 

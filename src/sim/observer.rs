@@ -200,6 +200,8 @@ pub struct Observer {
     pub(super) excluded: u64,
     /// Per volume: the mover that took it over last; what others number is of no importance.
     pub(super) taken_by: Vec<Option<u16>>,
+    /// By volume: the epoch in which it was last taken over from a mover that failed.
+    pub(super) taken_in: Vec<Epoch>,
     /// Primary shards whose mover was excluded: what they believe to be open is of no importance.
     pub(super) left: Vec<bool>,
     /// The newest set of which anything is visible.
@@ -240,6 +242,7 @@ impl Observer {
             epoch: EPOCH,
             excluded: 0,
             taken_by: vec![None; targets.len()],
+            taken_in: vec![Epoch(0); targets.len()],
             left: vec![false; primaries],
             visible_set: SetId(0),
             visible: Vec::new(),
@@ -496,7 +499,13 @@ impl Observer {
     ///
     /// # Errors
     /// Invariant 3: its base write did not fail.
-    pub fn void_reported(&mut self, volume: usize, seq: Seq) -> Verdict {
+    pub fn void_reported(&mut self, volume: usize, mover: u16, seq: Seq) -> Verdict {
+        if let Some(id) = self.find(volume, seq)
+            && self.excluded & 1 << mover == 0
+        {
+            // Who found it may hand the volume over, and live when the next owner falls.
+            self.writes[id as usize].void_known |= 1 << mover;
+        }
         let before = self.unreported_voids.len();
         self.unreported_voids.retain(|void| *void != (volume, seq));
         ensure!(

@@ -64,6 +64,10 @@ pub struct MoverFaults {
     pub stale_ns: u64,
     /// A primary mover fails, or is taken for failed.
     pub fail_ns: u64,
+    /// Moves of volumes are planned.
+    pub move_ns: u64,
+    /// Volumes that move then, per million.
+    pub move_ppm: u32,
 }
 
 /// What an operator does, as mean times between, nanoseconds; 0 for never.
@@ -183,6 +187,8 @@ pub struct Knobs {
     pub forward_ppm: Option<u32>,
     /// Whether primary movers fail.
     pub fail: Option<bool>,
+    /// Whether volumes move between living primary movers.
+    pub moves: Option<bool>,
     /// No network faults.
     pub calm_network: bool,
     /// No disk faults.
@@ -296,6 +302,8 @@ impl Profile {
                 stall_ns: when(stalls, rng.pick(&[MS, 5 * MS])),
                 stale_ns: when(stale, rng.pick(&[300 * US, 2 * MS])),
                 fail_ns: 0,
+                move_ns: 0,
+                move_ppm: 0,
             },
             operator: Operator {
                 close_ns: when(closes, rng.pick(&[500 * US, 5 * MS])),
@@ -326,6 +334,13 @@ impl Profile {
         if knobs.fail.unwrap_or(fails) && profile.primaries > 1 && profile.copies > 1 {
             profile.epochs = true;
             profile.movers.fail_ns = fail_ns;
+        }
+        let move_ns = rng.pick(&[200 * US, MS, 5 * MS]);
+        let move_ppm = rng.pick(&[100_000, 500_000, 1_000_000]);
+        if knobs.moves.unwrap_or(false) && profile.primaries > 1 {
+            profile.epochs = true;
+            profile.movers.move_ns = move_ns;
+            profile.movers.move_ppm = move_ppm;
         }
         if profile.block_bytes > 64 {
             // Room for some records of the largest size.

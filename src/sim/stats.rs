@@ -55,6 +55,10 @@ pub struct Stats {
     pub fails: u64,
     /// Of these, those that lived on for a while.
     pub suspects: u64,
+    /// Times that moves of volumes were planned.
+    pub plans: u64,
+    /// Volumes handed over between living movers.
+    pub hand_overs: u64,
     /// Epochs entered, by shard.
     pub epochs: u64,
     /// Volumes taken over from failed movers.
@@ -141,6 +145,8 @@ each!(
     stale_messages,
     fails,
     suspects,
+    plans,
+    hand_overs,
     epochs,
     take_overs,
     recovered_updates,

@@ -13,6 +13,12 @@ fn failing(first: u64, seeds: u64, sabotage: Sabotage) -> Findings {
     run(first, seeds, Knobs { sabotage, fail: Some(true), ..Knobs::default() })
 }
 
+/// Histories in which volumes move between primary movers, of which some fail.
+fn moving(first: u64, seeds: u64, sabotage: Sabotage) -> Findings {
+    let (fail, moves) = (Some(true), Some(true));
+    run(first, seeds, Knobs { sabotage, fail, moves, ..Knobs::default() })
+}
+
 fn run(first: u64, seeds: u64, knobs: Knobs) -> Findings {
     Campaign { first, seeds, time: None, jobs: 1, failures_max: 8, knobs }.run(|_| {})
 }
@@ -24,7 +30,7 @@ fn broken(sabotage: Sabotage) -> u8 {
 }
 
 fn broken_in(campaign: impl Fn(u64, u64, Sabotage) -> Findings, sabotage: Sabotage) -> u8 {
-    for first in (1..200).step_by(8) {
+    for first in (1..400).step_by(8) {
         let findings = campaign(first, 8, sabotage);
         let mut broken = findings.failures.iter().filter_map(|outcome| outcome.violation.as_ref());
         if let Some(violation) = broken.find(|violation| violation.invariant != 0) {
@@ -111,11 +117,15 @@ fn the_unbroken_protocol_is_clean_on_the_same_seeds_and_meets_every_fault() {
     let fails = failing(1, 150, Sabotage::None);
     let failed: Vec<_> = fails.failures.iter().map(|o| (o.seed, o.violation.clone())).collect();
     assert!(failed.is_empty(), "{failed:?}");
-    let counts = findings.stats.list().into_iter().zip(fails.stats.list());
+    let moves = moving(1, 150, Sabotage::None);
+    let failed: Vec<_> = moves.failures.iter().map(|o| (o.seed, o.violation.clone())).collect();
+    assert!(failed.is_empty(), "{failed:?}");
     // A number that is lost while a later one is not takes a mover that falls between two copies.
     let rare = ["journal_full", "lost_numbers"];
-    for ((name, count), (_, more)) in counts.filter(|((n, _), _)| !rare.contains(n)) {
-        assert!(count + more > 0, "no history had any {name}");
+    let counts = [findings, fails, moves].map(|findings| findings.stats.list());
+    for (at, (name, _)) in counts[0].iter().enumerate().filter(|(_, (n, _))| !rare.contains(n)) {
+        let had = counts.iter().any(|list| list[at].1 > 0);
+        assert!(had, "no history had any {name}");
     }
 }
 
@@ -142,6 +152,16 @@ fn giving_out_a_number_that_a_living_mover_has_heard_of_is_seen() {
 #[test]
 fn ending_a_void_number_before_all_who_hold_it_know_is_seen() {
     broken_in(failing, Sabotage::VoidUntold);
+}
+
+#[test]
+fn handing_a_volume_over_before_its_updates_are_on_the_base_is_seen() {
+    broken_in(moving, Sabotage::HandOffUndrained);
+}
+
+#[test]
+fn numbering_a_volume_that_has_moved_is_seen() {
+    assert_eq!(broken_in(moving, Sabotage::KeepMoved), 3);
 }
 
 #[test]

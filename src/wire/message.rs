@@ -3,8 +3,8 @@
 //! The link's packet header carries their checksum. Decoding accepts exactly what encoding
 //! produces: a short, long or out-of-range message is refused with the reason.
 
-use crate::proto::limits::{FACTS_PER_PART, MESSAGE_BYTES_MAX};
-use crate::proto::message::{AskKind, BrokenReason, FactsPart, Held, Message, VolumeFacts};
+use crate::proto::limits::{FACTS_PER_PART, MESSAGE_BYTES_MAX, SETS_AHEAD_MAX};
+use crate::proto::message::{AskKind, BrokenReason, FactsPart, Held, Kept, Message, VolumeFacts};
 use crate::proto::types::{
     AskId, Epoch, Extent, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, VolumeId,
 };
@@ -79,6 +79,10 @@ const STOPPING: u8 = 19;
 const LEAD: u8 = 20;
 const SURVEY: u8 = 21;
 const MARKS: u8 = 22;
+const GREET: u8 = 23;
+const PLANNED: u8 = 24;
+const HAND_OFF: u8 = 25;
+const SETTLED: u8 = 26;
 const ASK: u8 = 40;
 const ANSWERED: u8 = 41;
 
@@ -207,6 +211,35 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             encode_held(volumes, out);
             MARKS
         }
+        Message::Greet { group, confirmed, open, map_version } => {
+            group_set(out, *group, *confirmed);
+            out.extend_from_slice(&open.0.to_le_bytes());
+            out.extend_from_slice(&map_version.0.to_le_bytes());
+            GREET
+        }
+        Message::Planned { map_version } => {
+            out.extend_from_slice(&map_version.0.to_le_bytes());
+            PLANNED
+        }
+        Message::HandOff { group, map_version, volume, next, lost_from, confirmed, lasts } => {
+            out.extend_from_slice(&group.0.to_le_bytes());
+            out.extend_from_slice(&map_version.0.to_le_bytes());
+            out.extend_from_slice(&volume.0.to_le_bytes());
+            out.extend_from_slice(&next.0.to_le_bytes());
+            out.extend_from_slice(&lost_from.0.to_le_bytes());
+            out.extend_from_slice(&confirmed.0.to_le_bytes());
+            out.extend_from_slice(&(lasts.len() as u16).to_le_bytes());
+            for (set, last) in lasts {
+                out.extend_from_slice(&set.0.to_le_bytes());
+                out.extend_from_slice(&last.0.to_le_bytes());
+            }
+            HAND_OFF
+        }
+        Message::Settled { group, map_version } => {
+            out.extend_from_slice(&group.0.to_le_bytes());
+            out.extend_from_slice(&map_version.0.to_le_bytes());
+            SETTLED
+        }
     }
 }
 
@@ -217,6 +250,11 @@ fn encode_held(volumes: &[Held], out: &mut Vec<u8>) {
         out.extend_from_slice(&held.copies.to_le_bytes());
         out.extend_from_slice(&held.confirmed.0.to_le_bytes());
         out.extend_from_slice(&held.heard.0.to_le_bytes());
+        let (set, first, last) =
+            held.kept.map_or((0, 0, 0), |kept| (kept.set.0, kept.first.0, kept.last.0));
+        for field in [set, first, last] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
     }
 }
 
@@ -319,6 +357,23 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
             Message::Survey { group, confirmed, open, part, parts, volumes: r.held()? }
         }
         MARKS => Message::Marks { volumes: r.held()? },
+        GREET => Message::Greet {
+            group: r.group()?,
+            confirmed: r.set()?,
+            open: r.set()?,
+            map_version: MapVersion(r.u32()?),
+        },
+        PLANNED => Message::Planned { map_version: MapVersion(r.u32()?) },
+        HAND_OFF => Message::HandOff {
+            group: r.group()?,
+            map_version: MapVersion(r.u32()?),
+            volume: VolumeId(r.u32()?),
+            next: Seq(r.u64()?),
+            lost_from: Seq(r.u64()?),
+            confirmed: Seq(r.u64()?),
+            lasts: r.lasts()?,
+        },
+        SETTLED => Message::Settled { group: r.group()?, map_version: MapVersion(r.u32()?) },
         found => return Err(MessageError::Kind { found }),
     };
     if r.rest.is_empty() {
@@ -382,9 +437,24 @@ impl Reader<'_> {
                 copies: self.u32()?,
                 confirmed: Seq(self.u64()?),
                 heard: Seq(self.u64()?),
+                kept: self.kept()?,
             });
         }
         Ok(volumes)
+    }
+    fn kept(&mut self) -> Result<Option<Kept>, MessageError> {
+        let kept = Kept { set: self.set()?, first: Seq(self.u64()?), last: Seq(self.u64()?) };
+        if kept.first > kept.last || (kept.first.0 == 0) != (kept.last.0 == 0) {
+            return Err(self.field("kept", kept.last.0));
+        }
+        Ok((kept.last.0 != 0).then_some(kept))
+    }
+    fn lasts(&mut self) -> Result<Vec<(SetId, Seq)>, MessageError> {
+        let count = self.u16()?;
+        if u64::from(count) > SETS_AHEAD_MAX {
+            return Err(self.field("lasts", u64::from(count)));
+        }
+        (0..count).map(|_| Ok((self.set()?, Seq(self.u64()?)))).collect()
     }
     fn facts(&mut self) -> Result<FactsPart, MessageError> {
         let part = self.u16()?;
@@ -425,141 +495,4 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn facts() -> impl Strategy<Value = FactsPart> {
-        let fact = (any::<u32>(), 1..1_000_000_u64, 0..50_u64, any::<u64>(), any::<u64>());
-        proptest::collection::vec(fact, 0..20).prop_map(|list| FactsPart {
-            part: 0,
-            parts: 1,
-            facts: list
-                .into_iter()
-                .map(|(volume, first, more, bytes, digest)| VolumeFacts {
-                    volume: VolumeId(volume),
-                    first: Seq(first),
-                    last: Seq(first + more),
-                    bytes,
-                    digest,
-                    voids: (first..=first + more).filter(|s| s % 7 == 3).map(Seq).collect(),
-                })
-                .collect(),
-        })
-    }
-
-    fn message() -> impl Strategy<Value = Message> {
-        let gs = (any::<u16>().prop_map(GroupId), any::<u64>().prop_map(SetId));
-        prop_oneof![
-            any::<u64>().prop_map(|bytes| Message::Budget { bytes }),
-            (gs.clone(), any::<u32>()).prop_map(|((group, set), m)| Message::Prepare {
-                group,
-                set,
-                map_version: MapVersion(m)
-            }),
-            gs.clone().prop_map(|(group, set)| Message::Prepared { group, set }),
-            gs.clone().prop_map(|(group, set)| Message::Release { group, set }),
-            (gs.clone(), facts()).prop_map(|((group, set), facts)| Message::Closed {
-                group,
-                set,
-                facts
-            }),
-            (gs.clone(), any::<u64>(), facts()).prop_map(|((group, set), cut_time_ns, facts)| {
-                Message::Manifest { group, set, cut_time_ns, facts }
-            }),
-            gs.clone().prop_map(|(group, set)| Message::Confirmed { group, set }),
-            gs.clone().prop_map(|(group, set)| Message::CloseNow { group, set }),
-            gs.clone().prop_map(|(group, set)| Message::Stored { group, set }),
-            gs.clone().prop_map(|(group, set)| Message::Apply { group, set }),
-            gs.clone().prop_map(|(group, set)| Message::Applied { group, set }),
-            (gs.clone(), any::<u64>()).prop_map(|((group, stored), a)| Message::Resume {
-                group,
-                stored,
-                applied: SetId(a)
-            }),
-            any::<u16>().prop_map(|g| Message::Broken {
-                group: GroupId(g),
-                reason: BrokenReason::BaseWriteFailed
-            }),
-            (any::<u16>(), any::<bool>())
-                .prop_map(|(g, paused)| Message::PauseApply { group: GroupId(g), paused }),
-            any::<bool>().prop_map(|scarce| Message::JournalRoom { scarce }),
-            (any::<u64>(), any::<u8>(), any::<u8>()).prop_map(|(f, sct, sc)| {
-                Message::Forwarded { forward: ForwardId(f), status: NvmeStatus { sct, sc } }
-            }),
-            (any::<u64>(), any::<u16>(), any::<u8>(), any::<u32>()).prop_map(|(f, m, p, v)| {
-                Message::NotResponsible {
-                    forward: ForwardId(f),
-                    owner: ShardId::new(m, p),
-                    map_version: MapVersion(v),
-                }
-            }),
-            any::<bool>().prop_map(|drained| Message::Stopping { drained }),
-            (any::<u64>(), any::<u32>(), any::<u64>(), any::<u32>(), any::<bool>()).prop_map(
-                |(ask, volume, lba, blocks, read)| Message::Ask {
-                    ask: AskId(ask),
-                    kind: if read { AskKind::Read } else { AskKind::Flush },
-                    volume: VolumeId(volume),
-                    extent: Extent { lba, blocks },
-                }
-            ),
-            (any::<u64>(), any::<u8>(), any::<u8>()).prop_map(|(ask, sct, sc)| {
-                Message::Answered { ask: AskId(ask), status: NvmeStatus { sct, sc } }
-            }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn a_message_reads_back_as_it_was(message in message(), epoch in any::<u32>()) {
-            let mut bytes = Vec::new();
-            encode(Epoch(epoch), &message, &mut bytes);
-            prop_assert_eq!(decode(&bytes), Ok((Epoch(epoch), message)));
-        }
-
-        #[test]
-        fn every_truncation_and_extension_is_refused(message in message()) {
-            let mut bytes = Vec::new();
-            encode(Epoch(1), &message, &mut bytes);
-            for len in 0..bytes.len() {
-                prop_assert!(decode(&bytes[..len]).is_err());
-            }
-            bytes.push(0);
-            prop_assert!(decode(&bytes).is_err());
-        }
-
-        #[test]
-        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
-        }
-    }
-
-    #[test]
-    fn golden_bytes_of_prepare() {
-        let mut bytes = Vec::new();
-        let message =
-            Message::Prepare { group: GroupId(2), set: SetId(3), map_version: MapVersion(4) };
-        encode(Epoch(1), &message, &mut bytes);
-        assert_eq!(bytes, b"\x02\x01\0\0\x01\0\0\0\x02\0\x03\0\0\0\0\0\0\0\x04\0\0\0");
-    }
-
-    #[test]
-    fn golden_bytes_of_ask_and_answered() {
-        let mut bytes = Vec::new();
-        let message = Message::Ask {
-            ask: AskId(5),
-            kind: AskKind::Read,
-            volume: VolumeId(7),
-            extent: Extent { lba: 9, blocks: 11 },
-        };
-        encode(Epoch(1), &message, &mut bytes);
-        assert_eq!(
-            bytes,
-            b"\x28\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x07\0\0\0\x09\0\0\0\0\0\0\0\x0b\0\0\0\x01"
-        );
-        bytes.clear();
-        let status = NvmeStatus { sct: 3, sc: 2 };
-        encode(Epoch(1), &Message::Answered { ask: AskId(5), status }, &mut bytes);
-        assert_eq!(bytes, b"\x29\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x03\x02");
-    }
-}
+mod tests;

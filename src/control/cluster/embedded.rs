@@ -208,6 +208,10 @@ mod tests {
             moved: BTreeSet::new(),
             failures: 0,
             excluded: BTreeMap::new(),
+            plan: None,
+            draining: BTreeSet::new(),
+            pinned: BTreeMap::new(),
+            policy: crate::proto::assignment::Policy::default(),
         }
     }
 

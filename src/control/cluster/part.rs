@@ -90,6 +90,10 @@ pub fn configured(mover: &Mover) -> SiteRecord {
         moved: BTreeSet::new(),
         failures: 0,
         excluded: BTreeMap::new(),
+        plan: None,
+        draining: BTreeSet::new(),
+        pinned: BTreeMap::new(),
+        policy: crate::proto::assignment::Policy::default(),
     }
 }
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use super::part::Part;
 use super::{Member, SiteRecord};
 use crate::proto::membership::Change;
-use crate::proto::types::{Epoch, MoverId};
+use crate::proto::types::{Epoch, MapVersion, MoverId, ShardId, VolumeId};
 
 /// How a mover stands to the site's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +145,48 @@ impl Part {
         self.change(next, false, what);
     }
 
+    /// Proposes moves of volumes between members, to be carried out at a boundary (F3, F6). False when
+    /// nothing can be proposed now, or a move is not possible.
+    pub fn plan(&mut self, moves: &[(VolumeId, ShardId)]) -> bool {
+        let whole = self.is_whole();
+        let Some(record) = self.record().filter(|_| self.may_change() && whole) else {
+            return false;
+        };
+        let Some(next) = record.agreed().planned(moves) else { return false };
+        let what = format!(
+            "{} volumes are to move at the next boundary",
+            next.plan.as_ref().map_or(0, |plan| plan.moves.len())
+        );
+        let next = SiteRecord { plan: next.plan, ..record.clone() };
+        self.change(next, false, what);
+        true
+    }
+
+    /// Proposes to note that the moves up to the map `version` are carried out.
+    pub fn carried_out(&mut self, version: MapVersion) {
+        let Some(record) = self.record().filter(|_| self.may_change()) else { return };
+        if record.plan.as_ref().is_none_or(|plan| plan.version != version) {
+            return;
+        }
+        let Some(next) = record.agreed().carried_out() else { return };
+        let next = SiteRecord {
+            plan: None,
+            map_version: next.map_version.0,
+            owners: next.owners.iter().copied().collect(),
+            ..record.clone()
+        };
+        self.change(next, false, format!("map {} is in force", version.0));
+    }
+
+    /// Proposes to note what an operator wants. False when nothing can be proposed now.
+    pub fn wish(&mut self, what: String, wish: impl FnOnce(&mut SiteRecord)) -> bool {
+        let Some(record) = self.record().filter(|_| self.may_change()) else { return false };
+        let mut next = record.clone();
+        wish(&mut next);
+        self.change(next, false, what);
+        true
+    }
+
     /// Proposes to found the site, again or for the first time, when all who belong to it are alive.
     /// The names of those that are not.
     pub fn found(&mut self) -> Vec<String> {
@@ -165,6 +207,7 @@ impl Part {
             member.since = next.epoch.0;
         }
         next.moved.clear();
+        next.plan = None;
         next.failures = 0;
         // What the configuration has now: further volumes, or fewer.
         let configured = &self.configured.owners;

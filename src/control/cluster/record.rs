@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::proto::membership;
+use crate::proto::assignment::Policy;
+use crate::proto::membership::{self, Plan};
 use crate::proto::types::{Epoch, MapVersion, MoverId, ShardId, VolumeId};
 
 /// Version of the document.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// What a site agrees on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,14 @@ pub struct SiteRecord {
     pub failures: u8,
     /// Movers that were excluded and have not come back as new.
     pub excluded: BTreeMap<MoverId, Exclusion>,
+    /// Moves of volumes between members that are to be carried out at a boundary.
+    pub plan: Option<Plan>,
+    /// Members that are to be responsible for nothing: an operator drains them.
+    pub draining: BTreeSet<MoverId>,
+    /// Volumes that an operator has placed: they stay there while that mover is a member.
+    pub pinned: BTreeMap<VolumeId, MoverId>,
+    /// How the other volumes are shared.
+    pub policy: Policy,
 }
 
 /// A member.
@@ -91,6 +100,17 @@ struct Document {
     map: Map,
     failures: u8,
     excluded: BTreeMap<u16, Exclusion>,
+    plan: Option<PlanDocument>,
+    draining: BTreeSet<u16>,
+    pinned: BTreeMap<u32, u16>,
+    policy: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlanDocument {
+    version: u32,
+    moves: BTreeMap<u32, Place>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -133,6 +153,13 @@ impl SiteRecord {
             },
             failures: self.failures,
             excluded: self.excluded.iter().map(|(id, why)| (id.0, why.clone())).collect(),
+            plan: self.plan.as_ref().map(|plan| PlanDocument {
+                version: plan.version.0,
+                moves: plan.moves.iter().map(|(v, shard)| (v.0, (*shard).into())).collect(),
+            }),
+            draining: self.draining.iter().map(|mover| mover.0).collect(),
+            pinned: self.pinned.iter().map(|(volume, mover)| (volume.0, mover.0)).collect(),
+            policy: self.policy.name().to_owned(),
         };
         // Plain maps and numbers: this cannot fail.
         serde_json::to_string(&document).unwrap_or_default()
@@ -167,6 +194,15 @@ impl SiteRecord {
             moved: document.map.moved.into_iter().map(VolumeId).collect(),
             failures: document.failures,
             excluded: document.excluded.into_iter().map(|(id, why)| (MoverId(id), why)).collect(),
+            plan: document.plan.map(|plan| Plan {
+                version: MapVersion(plan.version),
+                moves: plan.moves.into_iter().map(|(v, p)| (VolumeId(v), p.into())).collect(),
+            }),
+            draining: document.draining.into_iter().map(MoverId).collect(),
+            pinned: document.pinned.into_iter().map(|(v, m)| (VolumeId(v), MoverId(m))).collect(),
+            policy: Policy::from_name(&document.policy).ok_or_else(|| {
+                RecordError::Contradiction(format!("its policy is {:?}", document.policy))
+            })?,
         };
         record.consistent()?;
         Ok(record)
@@ -184,6 +220,7 @@ impl SiteRecord {
             owners: self.owners.iter().map(|(volume, shard)| (*volume, *shard)).collect(),
             moved: self.moved.iter().copied().collect(),
             failures: self.failures,
+            plan: self.plan.clone(),
         }
     }
 
@@ -222,6 +259,15 @@ impl SiteRecord {
             moved: next.moved.iter().copied().collect(),
             failures: next.failures,
             excluded,
+            plan: next.plan.clone(),
+            draining: self
+                .draining
+                .iter()
+                .copied()
+                .filter(|mover| next.members.contains(mover))
+                .collect(),
+            pinned: self.pinned.clone(),
+            policy: self.policy,
         }
     }
 
@@ -242,6 +288,14 @@ impl SiteRecord {
                 "mover {} coordinates and is no member",
                 self.coordinator.mover.0
             ));
+        }
+        if let Some(plan) = &self.plan {
+            let known = |(volume, to): &&(VolumeId, ShardId)| {
+                self.owners.contains_key(volume) && self.members.contains_key(&to.mover)
+            };
+            if let Some((volume, to)) = plan.moves.iter().find(|planned| !known(planned)) {
+                return wrong(format!("volume {} is to move to mover {}", volume.0, to.mover.0));
+            }
         }
         let both = self.excluded.keys().find(|id| self.members.contains_key(id));
         if let Some(id) = both {
@@ -279,6 +333,13 @@ mod tests {
                     reason: "silent".into(),
                 },
             )]),
+            plan: Some(Plan {
+                version: MapVersion(10),
+                moves: vec![(VolumeId(1), ShardId::new(3, 0))],
+            }),
+            draining: BTreeSet::from([MoverId(1)]),
+            pinned: BTreeMap::from([(VolumeId(2), MoverId(3))]),
+            policy: Policy::RoundRobin,
         }
     }
 
@@ -291,7 +352,7 @@ mod tests {
     fn the_document_keeps_its_form() {
         assert_eq!(
             record().to_json(),
-            r#"{"format":2,"epoch":4,"members":{"1":{"name":"p1","incarnation":7,"since":2},"3":{"name":"p3","incarnation":null,"since":4}},"coordinator":[1,0],"map":{"version":9,"owners":{"1":[1,0],"2":[3,1]},"moved":[2]},"failures":1,"excluded":{"2":{"incarnation":3,"epoch":4,"since_unix_ms":1800000000000,"reason":"silent"}}}"#
+            r#"{"format":3,"epoch":4,"members":{"1":{"name":"p1","incarnation":7,"since":2},"3":{"name":"p3","incarnation":null,"since":4}},"coordinator":[1,0],"map":{"version":9,"owners":{"1":[1,0],"2":[3,1]},"moved":[2]},"failures":1,"excluded":{"2":{"incarnation":3,"epoch":4,"since_unix_ms":1800000000000,"reason":"silent"}},"plan":{"version":10,"moves":{"1":[3,0]}},"draining":[1],"pinned":{"2":3},"policy":"round-robin"}"#
         );
     }
 
@@ -321,10 +382,10 @@ mod tests {
 
     #[test]
     fn a_document_of_another_version_is_refused_by_name() {
-        let text = record().to_json().replace("\"format\":2", "\"format\":1");
+        let text = record().to_json().replace("\"format\":3", "\"format\":1");
         let error = SiteRecord::from_json(text.as_bytes()).unwrap_err();
         assert_eq!(error, RecordError::Format { found: "1".into() });
-        assert!(error.to_string().contains("format 1, this version reads 2"), "{error}");
+        assert!(error.to_string().contains("format 1, this version reads 3"), "{error}");
     }
 
     #[test]
@@ -333,7 +394,7 @@ mod tests {
         for (from, to) in [
             ("\"epoch\":4,\"members\"", "\"epoch\":4,\"more\":1,\"members\""),
             ("\"epoch\":4,\"members\"", "\"members\""),
-            ("\"format\":2,", ""),
+            ("\"format\":3,", ""),
             ("\"name\":\"p1\"", "\"name\":\"p1\",\"rack\":3"),
             ("\"epoch\":4,\"members\"", "\"epoch\":-1,\"members\""),
         ] {

@@ -65,6 +65,10 @@ pub(in crate::control) fn configured() -> SiteRecord {
         moved: BTreeSet::new(),
         failures: 0,
         excluded: BTreeMap::new(),
+        plan: None,
+        draining: BTreeSet::new(),
+        pinned: BTreeMap::new(),
+        policy: crate::proto::assignment::Policy::default(),
     }
 }
 

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::assignment::{DRAINED, REMOVED};
 use super::fences::ToFence;
 use super::{Driver, PathState};
 use crate::control::cluster::{Revision, SiteRecord as StoredRecord};
@@ -92,14 +93,23 @@ impl Driver {
                 }
                 None => "it is no member of its site any more".to_owned(),
             };
-            return self.excluded_from_site(now, reason);
+            let why = stored.excluded.get(&me).map(|why| why.reason.as_str());
+            let asked = why.is_some_and(|why| [DRAINED, REMOVED].contains(&why));
+            return self.excluded_from_site(now, reason, asked);
         }
         let next = stored.agreed();
         let lives = stored.members.iter();
         self.site.lives = lives.filter_map(|(id, m)| Some((*id, m.incarnation?))).collect();
-        if next.epoch <= self.site.record.epoch {
+        if next.epoch == self.site.record.epoch && next != self.site.record {
+            self.tell_plan(now, &next);
+            self.site.record = next;
+            let record = Arc::new(self.site.record.clone());
+            self.send_all(|| ToPoller::Planned { record: Arc::clone(&record) });
+        }
+        if stored.epoch <= self.site.record.epoch {
             return;
         }
+        let next = stored.agreed();
         self.tell_change(now, stored, &next);
         let engine = plan::engine(&self.mover, &self.plan.topology, &self.site.start, &next);
         let before = std::mem::replace(&mut self.site.record, next);
@@ -157,9 +167,10 @@ impl Driver {
 
     /// Others have taken over what this mover had. It ends at once, without a word to its hosts, which
     /// go to other paths; started again, it joins the site anew.
-    fn excluded_from_site(&mut self, now: Nanos, reason: String) {
-        self.event(now, EventLevel::Error, "excluded", None, reason.clone());
-        self.stopping = Stopping::Ended(Outcome::Excluded { reason });
+    fn excluded_from_site(&mut self, now: Nanos, reason: String, asked: bool) {
+        let level = if asked { EventLevel::Info } else { EventLevel::Error };
+        self.event(now, level, "excluded", None, reason.clone());
+        self.stopping = Stopping::Ended(Outcome::Excluded { reason, asked });
     }
 
     /// A poller is whole in `epoch`; when all are, the other members are told.

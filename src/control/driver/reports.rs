@@ -141,10 +141,23 @@ impl Driver {
                 );
                 self.event(at, EventLevel::Error, "take-over", group.as_deref(), message);
             }
-            Report::SetOpened { .. }
-            | Report::Held { .. }
-            | Report::SetState { .. }
-            | Report::SetFormed { .. } => {}
+            Report::Moved { volume, from, .. } => {
+                if from.mover.0 == self.mover.mover.id {
+                    self.paths.push((volume, PathState::NonOptimized));
+                }
+            }
+            Report::HandedOver { volume, from, .. } => {
+                self.paths.push((volume, PathState::Optimized));
+                let (group, name) = self.volume_name(volume);
+                let group = self.group_name(group);
+                let message = format!("{name} has come here from {}", self.mover_name(from.mover));
+                self.event(at, EventLevel::Info, "assignment", group.as_deref(), message);
+            }
+            Report::MapInForce { epoch, group, map_version } => {
+                self.map_in_force(epoch, group, map_version);
+            }
+            Report::SetFormed { facts, .. } => self.note_load(&facts),
+            Report::SetOpened { .. } | Report::Held { .. } | Report::SetState { .. } => {}
             Report::PeerUp { peer } => {
                 self.board.stopping.remove(&peer.mover);
             }

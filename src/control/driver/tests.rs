@@ -157,6 +157,10 @@ impl Bench {
                 ToPoller::Enter { record, .. } => {
                     self.asked.push(format!("enter {}", record.epoch.0));
                 }
+                ToPoller::Planned { record } => {
+                    let version = record.plan.as_ref().map(|plan| plan.version.0);
+                    self.asked.push(format!("planned {version:?}"));
+                }
                 ToPoller::Fenced { token } => self.asked.push(format!("fenced {}", token.0)),
                 ToPoller::Ledger { .. } => self.asked.push("ledger".to_owned()),
             }

@@ -36,8 +36,6 @@ pub struct BoundaryConfig {
     pub backup: Option<ShardId>,
     /// The membership epoch.
     pub epoch: Epoch,
-    /// The map version of the first set.
-    pub map_version: MapVersion,
     /// Nanoseconds since the Unix epoch at time 0 of the caller's monotonic clock.
     pub unix_offset_ns: u64,
     /// The groups.
@@ -81,6 +79,12 @@ struct Group {
     greeted: Vec<Option<SetId>>,
     /// By index of the shard: it has switched.
     prepared: Vec<bool>,
+    /// The map that the open set is numbered by, or will be; its moves are carried out by switching.
+    map: MapVersion,
+    /// By index of the shard: the map by which everything that was to come to it has.
+    settled: Vec<MapVersion>,
+    /// The map whose moves were last reported to be carried out everywhere.
+    in_force: MapVersion,
     first_set: SetId,
     sets: VecDeque<Set>,
     confirmed: SetId,
@@ -100,7 +104,9 @@ pub struct Boundary {
     secondary: Option<ShardId>,
     backup: Option<ShardId>,
     epoch: Epoch,
-    map_version: MapVersion,
+    /// The map that planned moves lead to, and by index of the shard: the one it knows the moves to.
+    plan: Option<MapVersion>,
+    planned: Vec<MapVersion>,
     unix_offset_ns: u64,
     sabotage: Sabotage,
     groups: Vec<Group>,
@@ -126,6 +132,9 @@ impl Boundary {
                 open: SetId(0),
                 greeted: alloc::vec![None; count],
                 prepared: alloc::vec![false; count],
+                map: MapVersion(0),
+                settled: alloc::vec![MapVersion(0); count],
+                in_force: MapVersion(0),
                 first_set: group.first_set,
                 sets: VecDeque::new(),
                 confirmed: group.first_set.prev(),
@@ -142,7 +151,8 @@ impl Boundary {
             secondary: config.secondary,
             backup: config.backup,
             epoch: config.epoch,
-            map_version: config.map_version,
+            plan: None,
+            planned: alloc::vec![MapVersion(0); count],
             unix_offset_ns: config.unix_offset_ns,
             sabotage: config.sabotage,
             groups,
@@ -241,7 +251,44 @@ impl Boundary {
             self.commands.push_back(Command::Report(report));
         }
         let set = closing.next();
+        if let Some(plan) = self.map_to_carry_out() {
+            self.groups[index].map = self.groups[index].map.max(plan);
+        }
         self.prepare(now, index, set);
+    }
+
+    /// The site's record has moves that lead to the map of this version, or none any more. They are
+    /// carried out at a boundary that each group begins as soon as all shards know them: a period may
+    /// last for days (F3).
+    pub fn plan(&mut self, version: Option<MapVersion>) {
+        self.plan = version;
+    }
+
+    /// The map that planned moves lead to, once all shards know them.
+    fn map_to_carry_out(&self) -> Option<MapVersion> {
+        self.plan.filter(|plan| self.planned.iter().all(|known| known >= plan))
+    }
+
+    /// Has a group's open set end now if it has moves to carry out.
+    fn hasten(&mut self, now: Nanos, index: usize) {
+        let plan = self.map_to_carry_out();
+        let group = &mut self.groups[index];
+        if group.phase == Phase::Open && plan.is_some_and(|plan| group.map < plan) {
+            group.next_at = now;
+        }
+    }
+
+    /// A shard has everything that was to come to it.
+    fn settled(&mut self, index: usize, shard: usize, map: MapVersion) {
+        let (plan, epoch) = (self.plan, self.epoch);
+        let group = &mut self.groups[index];
+        group.settled[shard] = group.settled[shard].max(map);
+        let all = group.settled.iter().all(|settled| *settled >= group.map);
+        if plan == Some(group.map) && group.in_force < group.map && all {
+            group.in_force = group.map;
+            let report = Report::MapInForce { epoch, group: group.id, map_version: group.map };
+            self.commands.push_back(Command::Report(report));
+        }
     }
 
     fn prepare(&mut self, now: Nanos, index: usize, set: SetId) {
@@ -256,7 +303,8 @@ impl Boundary {
             let report = Report::SetState { group: group.id, set, state: SetState::Forming };
             self.commands.push_back(Command::Report(report));
         }
-        let message = Message::Prepare { group: group.id, set, map_version: self.map_version };
+        let map_version = group.map;
+        let message = Message::Prepare { group: group.id, set, map_version };
         // The shard beside this engine needs no round trip: it switches last, and holds nothing
         // while the others are asked.
         for to in self.shards.iter().filter(|shard| **shard != self.me) {
@@ -271,11 +319,8 @@ impl Boundary {
         let mut others =
             self.shards.iter().zip(&group.prepared).filter(|(shard, _)| **shard != self.me);
         if others.clone().count() < self.shards.len() && others.all(|(_, prepared)| *prepared) {
-            let message = Message::Prepare {
-                group: group.id,
-                set: group.open,
-                map_version: self.map_version,
-            };
+            let message =
+                Message::Prepare { group: group.id, set: group.open, map_version: group.map };
             self.commands.push_back(Command::Send { to: self.me, message });
         }
     }
@@ -299,8 +344,15 @@ impl Boundary {
             | Message::CloseNow { group, .. }
             | Message::Confirmed { group, .. }
             | Message::Applied { group, .. }
-            | Message::Resume { group, .. }
+            | Message::Greet { group, .. }
+            | Message::Settled { group, .. }
             | Message::Broken { group, .. } => *group,
+            Message::Planned { map_version } if shard.is_some() => {
+                let known = shard.map(|shard| &mut self.planned[shard]);
+                known.into_iter().for_each(|known| *known = (*map_version).max(*known));
+                (0..self.groups.len()).for_each(|index| self.hasten(now, index));
+                return;
+            }
             _ => {
                 self.unexpected += 1;
                 return;
@@ -320,8 +372,16 @@ impl Boundary {
                     self.begin(now, index);
                 }
             }
-            (Message::Resume { stored, applied, .. }, Some(shard)) => {
-                self.greeted(now, index, shard, stored, applied);
+            (Message::Greet { confirmed, open, map_version, .. }, Some(shard)) => {
+                let group = &mut self.groups[index];
+                if group.phase == Phase::Gathering {
+                    // What some have carried out, the others do at the first boundary.
+                    group.map = group.map.max(map_version);
+                }
+                self.greeted(now, index, shard, confirmed, open);
+            }
+            (Message::Settled { map_version, .. }, Some(shard)) => {
+                self.settled(index, shard, map_version);
             }
             (Message::Broken { reason, .. }, _) => self.broke(index, reason),
             (Message::Confirmed { set, .. }, None) => self.confirmed(index, set),
@@ -344,7 +404,7 @@ impl Boundary {
             for closed in group.sets.iter_mut().filter(|s| s.id < set && s.id > open_here) {
                 closed.without(shard);
             }
-            let message = Message::Prepare { group: id, set, map_version: self.map_version };
+            let message = Message::Prepare { group: id, set, map_version: group.map };
             let release = Message::Release { group: id, set };
             let released = group.phase == Phase::Open;
             let to = self.shards[shard];
@@ -409,6 +469,7 @@ impl Boundary {
         group.next_at = group.began_at.after(group.period_ns).max(now);
         let message = Message::Release { group: group.id, set };
         self.tell_shards(&message);
+        self.hasten(now, index);
     }
 
     fn closed(&mut self, index: usize, shard: usize, set: SetId, facts: FactsPart) {

@@ -15,7 +15,7 @@ use super::takeover::Standing;
 use crate::proto::command::Command;
 use crate::proto::limits::FACTS_PER_PART;
 use crate::proto::membership::SiteRecord;
-use crate::proto::message::{BrokenReason, Held, Message};
+use crate::proto::message::{BrokenReason, Held, Kept, Message};
 use crate::proto::types::{Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId};
 use crate::wire::update::UpdateInfo;
 use alloc::vec::Vec;
@@ -59,12 +59,13 @@ impl PrimaryShard {
                 self.commands.push_back(Command::Send { to: self.coordinator, message });
             }
         }
-        self.map_changed(record);
+        self.moves_settled(record);
+        self.map_changed(record, gone);
         self.takers_left(gone);
         self.lone = false;
         self.copies_left(gone);
         self.copies_stopped(gone);
-        self.recharge_copies();
+        self.recharge_copies(gone);
         self.forwards_stranded(gone);
         self.recheck_restores();
         self.begin_recovery(now);
@@ -119,17 +120,33 @@ impl PrimaryShard {
         self.mirrors.iter().filter(|mirror| !mirror.surveyed).map(|mirror| mirror.shard)
     }
 
-    fn map_changed(&mut self, record: &SiteRecord) {
+    fn map_changed(&mut self, record: &SiteRecord, gone: u64) {
         for volume in &mut self.volumes {
-            let Some(owner) = record.owner(volume.config.id) else { continue };
+            let map = self.groups[volume.group].map;
+            let Some(owner) = record.owner_in(map, volume.config.id) else { continue };
             let index = owner_index(self.me, self.mirrors.iter().map(|m| m.shard), owner);
-            if index == HERE && volume.owner != HERE {
+            // Handed over here at a boundary, but for the word of a mover that failed.
+            let waits = matches!(volume.standing, Standing::Arriving { .. })
+                && record.owner(volume.config.id) == Some(owner);
+            if index == HERE && (volume.owner != HERE || waits) {
                 volume.ready = false;
                 volume.standing = Standing::Gathering;
             }
             volume.owner = index;
             volume.responsible = owner;
+            let heir = record.owner(volume.config.id).unwrap_or(owner);
+            volume.heir = (owner_index(self.me, self.mirrors.iter().map(|m| m.shard), heir), heir);
+            let recovers = matches!(volume.standing, Standing::Gathering);
+            volume.history |= volume.heir.0 == HERE && gone != 0;
+            volume.history &= !recovers;
         }
+        self.share_budgets();
+    }
+
+    /// Who is responsible for what changed: what was granted is shared anew.
+    pub(super) fn share_budgets(&mut self) {
+        let forwards = self.volumes.iter().any(|volume| volume.owner != HERE);
+        self.mirrors.iter_mut().for_each(|mirror| mirror.share_budget(forwards));
     }
 
     /// Nobody waits for what movers that left had forwarded.
@@ -262,23 +279,27 @@ impl PrimaryShard {
         }
     }
 
-    /// Copies of volumes that have a new owner are charged against what that one granted.
-    fn recharge_copies(&mut self) {
+    /// Copies that were in the books of a mover that left are of whoever is responsible now, who has
+    /// to be sent them, and are charged against what that one granted.
+    fn recharge_copies(&mut self, gone: u64) {
         let Self { store, volumes, mirrors, .. } = self;
-        let has_moved = |copy: &Mirrored| {
-            let volume = volumes.get(copy.volume as usize);
-            volume.is_some_and(|volume| volume.responsible != copy.from)
+        let left = |shard: ShardId| {
+            let at = mirrors.iter().position(|mirror| mirror.shard == shard);
+            at.is_some_and(|at| gone & 1 << at != 0)
         };
-        for slot in store.find(has_moved) {
+        let orphans = store
+            .find(|copy: &Mirrored| volumes.get(copy.volume as usize).is_some() && left(copy.from));
+        for slot in orphans {
             let copy = store.get_mut(slot);
-            let volume = &volumes[copy.volume as usize];
-            copy.from = volume.responsible;
+            copy.orphan = true;
+            let (heir, shard) = volumes[copy.volume as usize].heir;
+            copy.from = shard;
             if let Some((peer, bytes)) = copy.charge {
                 mirrors[usize::from(peer)].forwarded_bytes -= u64::from(bytes);
-                let to = mirrors.get_mut(usize::from(volume.owner));
+                let to = mirrors.get_mut(usize::from(heir));
                 copy.charge = to.map(|mirror| {
                     mirror.forwarded_bytes += u64::from(bytes);
-                    (volume.owner, bytes)
+                    (heir, bytes)
                 });
             }
         }
@@ -319,13 +340,14 @@ impl PrimaryShard {
     }
 
     /// An update that was forwarded and has no number: this shard is responsible for it now.
-    fn take_back(&mut self, slot: u32) {
+    pub(super) fn take_back(&mut self, slot: u32) {
         let id = self.forwards.id(slot);
         let forward = *self.forwards.at(slot);
         if let Some(peer) = self.mirrors.get_mut(usize::from(forward.to)) {
             peer.forwarded_bytes -= u64::from(forward.record_bytes);
         }
-        self.forwards.at_mut(slot).to = HERE;
+        let place = self.forwards.at_mut(slot);
+        (place.to, place.redirect) = (HERE, None);
         let volume = &self.volumes[forward.volume as usize].config;
         let info = UpdateInfo {
             kind: forward.kind,
@@ -351,11 +373,12 @@ impl PrimaryShard {
         self.arrived.push_back(Arrived { info, buf, volume, from: HERE });
     }
 
-    /// Tells the peer at `index` which numbers of its own volumes this shard knows to be confirmed, and how many
-    /// copies it sends it of volumes that the peer takes over; queues these.
+    /// Tells the peer at `index` which numbers of its own volumes this shard knows to be confirmed, and
+    /// of the peer's volumes how many copies it sends and which numbers it keeps; queues the copies.
     pub(super) fn survey(&mut self, index: usize) {
         let to = self.mirrors[index].shard;
         let mut copies = alloc::vec![0_u32; self.volumes.len()];
+        let kept: Vec<Vec<Kept>> = (0..self.volumes.len()).map(|v| self.kept_to_tell(v)).collect();
         for slot in self.copies_for(index as u8) {
             let copy = self.store.get_mut(slot);
             copy.owed_to = Some(index as u8);
@@ -365,13 +388,18 @@ impl PrimaryShard {
         }
         for (group_index, group) in self.groups.iter().enumerate() {
             let mut held: Vec<Held> = self.own_marks(|v| v.group == group_index).collect();
-            let of_group = self.volumes.iter().zip(&copies);
-            for (volume, copies) in of_group.filter(|(volume, _)| volume.group == group_index) {
-                let id = volume.config.id;
-                if usize::from(volume.owner) == index && self.is_moved(id) {
-                    let (confirmed, heard) = (volume.confirmed, volume.last_number());
-                    held.push(Held { volume: id, copies: *copies, confirmed, heard });
+            let of_group = self.volumes.iter().zip(copies.iter().zip(&kept));
+            for (volume, (copies, kept)) in of_group.filter(|(v, _)| v.group == group_index) {
+                let (id, confirmed) = (volume.config.id, volume.confirmed);
+                let heard = volume.last_number();
+                let takes_over = usize::from(volume.heir.0) == index && self.is_moved(id);
+                if takes_over || *copies > 0 {
+                    held.push(Held { volume: id, copies: *copies, confirmed, heard, kept: None });
                 }
+                held.extend(kept.iter().map(|kept| {
+                    let kept = Some(*kept);
+                    Held { volume: id, copies: 0, confirmed, heard, kept }
+                }));
             }
             let mut parts: Vec<Vec<Held>> =
                 held.chunks(FACTS_PER_PART).map(<[Held]>::to_vec).collect();
@@ -393,12 +421,23 @@ impl PrimaryShard {
         }
     }
 
-    /// The copies here of volumes that the peer at `index` takes over.
+    /// The copies here that the peer at `index` has to be sent.
     fn copies_for(&self, index: u8) -> Vec<u32> {
-        self.store.find(|copy: &Mirrored| {
-            let volume = self.volumes.get(copy.volume as usize);
-            volume.is_some_and(|volume| volume.owner == index && self.is_moved(volume.config.id))
-        })
+        let heir = self.mirrors[usize::from(index)].shard;
+        self.store.find(|copy: &Mirrored| copy.orphan && copy.from == heir)
+    }
+
+    /// The responsible shard has what members have of these volumes in its books: nobody has to be sent
+    /// copies any more, until it leaves, too.
+    pub(super) fn copies_in_books(&mut self, from: ShardId, volumes: &[Held]) {
+        for held in volumes {
+            let Some(index) = self.volume_index(held.volume) else { continue };
+            let known = |copy: &Mirrored| copy.orphan && copy.from == from && copy.volume == index;
+            let known = self.store.find(known);
+            for slot in known {
+                self.store.get_mut(slot).orphan = false;
+            }
+        }
     }
 
     pub(super) fn is_moved(&self, volume: VolumeId) -> bool {

@@ -10,6 +10,7 @@ use super::number::HostUpdate;
 use super::peers::Mirror;
 use super::room::Full;
 use super::shard::{PrimaryShard, RecordVerdict};
+use super::slab::HERE;
 use crate::proto::command::{Command, HostTag, RecordRole, Token};
 use crate::proto::message::Message;
 use crate::proto::types::{
@@ -316,6 +317,12 @@ impl PrimaryShard {
             return;
         };
         self.counters.rejected += 1;
+        let volume = self.forwards.at(slot).volume;
+        if owner == self.me && (self.is_responsible(volume) || self.is_coming(volume)) {
+            // The volume is on its way here.
+            self.forwards.at_mut(slot).redirect = Some(HERE);
+            return self.redirect(slot);
+        }
         let known = self.mirrors.iter().position(|m| m.shard == owner && m.shard != from);
         let forward = &mut self.forwards.slots[slot as usize];
         match known {
@@ -336,13 +343,28 @@ impl PrimaryShard {
             return;
         }
         let Some(to) = forward.redirect.take() else { return };
+        if to == HERE {
+            return self.take_back(slot);
+        }
         let bytes = u64::from(forward.record_bytes);
-        self.mirrors[usize::from(forward.to)].forwarded_bytes -= bytes;
+        if let Some(peer) = self.mirrors.get_mut(usize::from(forward.to)) {
+            peer.forwarded_bytes -= bytes;
+        }
         self.mirrors[usize::from(to)].forwarded_bytes += bytes;
         forward.to = to;
         let token = self.forwards.token(slot);
         self.mirrors[usize::from(to)].backlog.push_back(token);
         self.send_again(usize::from(to));
+    }
+
+    /// An update that had come back here goes to the mirror peer that is responsible now.
+    pub(super) fn forward_anew(&mut self, id: ForwardId, owner: u8) {
+        let Some(slot) = self.forwards.find(id) else { return };
+        if usize::from(owner) >= self.mirrors.len() {
+            return self.answer(slot, NvmeStatus::ANA_TRANSITION);
+        }
+        self.forwards.at_mut(slot).redirect = Some(owner);
+        self.redirect(slot);
     }
 
     /// Sends a forwarded record again. False when nobody waits for it any more.

@@ -27,6 +27,8 @@ pub struct Mirrored {
     pub(super) charge: Option<(u8, u32)>,
     /// Index of the volume at the shard; [`UNKNOWN`] when it takes no updates for it.
     pub(super) volume: u32,
+    /// The mover that had it in its books failed, and whoever is responsible now may not have it yet.
+    pub(super) orphan: bool,
     /// It is on its way to the mirror peer at this index, which takes its volume over (F5).
     pub(super) resent_to: Option<u8>,
     /// It was promised to the mirror peer at this index and was not sent yet.
@@ -109,6 +111,7 @@ impl MirrorStore {
             void: false,
             charge,
             volume,
+            orphan: false,
             resent_to: None,
             owed_to: None,
             waits: false,

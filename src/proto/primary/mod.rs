@@ -13,6 +13,7 @@
 mod config;
 mod epoch;
 mod forward;
+mod handoff;
 mod mirror_store;
 mod number;
 mod peers;

@@ -76,7 +76,7 @@ impl PrimaryShard {
             },
             owner: self.me,
             epoch: self.epoch,
-            map_version: self.map_version,
+            map_version: group.map,
             set,
             seq,
             extent: update.extent,
@@ -177,7 +177,7 @@ impl PrimaryShard {
             },
             owner: self.me,
             epoch: self.epoch,
-            map_version: self.map_version,
+            map_version: self.groups[self.volumes[update.volume as usize].group].map,
             set: update.set,
             seq: update.seq,
             extent: update.extent,
@@ -203,6 +203,14 @@ impl PrimaryShard {
     #[must_use]
     pub fn is_responsible(&self, volume: u32) -> bool {
         self.volumes[volume as usize].owner == HERE
+    }
+
+    /// Whether this shard is responsible for the volume at this index and takes its updates: it is not
+    /// being taken over, nor on its way here.
+    #[must_use]
+    pub fn is_ready(&self, volume: u32) -> bool {
+        let volume = &self.volumes[volume as usize];
+        volume.owner == HERE && volume.ready
     }
 
     /// The shard that is responsible for the volume at this index.

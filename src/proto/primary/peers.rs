@@ -18,13 +18,15 @@ pub(super) struct Mirror {
     pub shard: ShardId,
     /// What this shard grants the other one in return, in bytes.
     pub grant_bytes: u64,
+    /// What the other one granted in all, in bytes; 0 until it said so.
+    pub granted_bytes: u64,
     /// Whether it may hold copies for this shard.
     pub is_target: bool,
-    /// What the other one granted for copies; 0 until it said so.
+    /// What of that is for copies.
     pub budget_bytes: u64,
     /// Bytes of copies it holds or that travel there.
     pub used_bytes: u64,
-    /// What it granted for updates of its own volumes that are taken here.
+    /// What of that is for updates of its own volumes that are taken here.
     pub forward_budget_bytes: u64,
     /// Bytes of these, from their forwarding until their sets are confirmed.
     pub forwarded_bytes: u64,
@@ -50,13 +52,15 @@ impl Mirror {
         self.member = false;
         self.in_flight = 0;
         self.used_bytes = 0;
+        self.granted_bytes = 0;
         self.budget_bytes = 0;
         self.forward_budget_bytes = 0;
         self.backlog.clear();
     }
 
-    /// It granted so many bytes; some of them serve updates that are forwarded to it.
-    pub(super) fn granted(&mut self, bytes: u64, forwards: bool) {
+    /// Shares what it granted between copies and updates that are forwarded to it, if there are any.
+    pub(super) fn share_budget(&mut self, forwards: bool) {
+        let bytes = self.granted_bytes;
         self.forward_budget_bytes = match (self.is_target, forwards) {
             (false, _) => bytes,
             (true, true) => bytes / 2,
@@ -155,6 +159,7 @@ mod tests {
         Mirror {
             shard: ShardId::new(1, 0),
             grant_bytes: 0,
+            granted_bytes: 1000,
             is_target: true,
             budget_bytes: 1000,
             used_bytes,
@@ -186,7 +191,7 @@ mod tests {
             [(true, true, 500, 500), (true, false, 1000, 0), (false, true, 0, 1000)]
         {
             let mut peer = Mirror { is_target, ..mirror(0, true) };
-            peer.granted(1000, forwards);
+            peer.share_budget(forwards);
             assert_eq!((peer.budget_bytes, peer.forward_budget_bytes), (copies, forwarded));
             assert_eq!(peer.takes(400, 8), is_target);
             assert_eq!(peer.takes_forward(400, 8), forwards);

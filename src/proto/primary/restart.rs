@@ -63,14 +63,16 @@ impl PrimaryShard {
     /// last one stood.
     pub(super) fn greet_coordinator(&mut self) {
         let to = self.coordinator;
+        self.tell_planned();
         for index in 0..self.groups.len() {
             let group = &self.groups[index];
             let message = match group.broken {
                 Some(reason) => Message::Broken { group: group.id, reason },
-                None => Message::Resume {
+                None => Message::Greet {
                     group: group.id,
-                    stored: group.confirmed,
-                    applied: group.last_opened(),
+                    confirmed: group.confirmed,
+                    open: group.last_opened(),
+                    map_version: group.map,
                 },
             };
             self.commands.push_back(Command::Send { to, message });
@@ -143,6 +145,8 @@ impl PrimaryShard {
         self.forwards_lost(index as u8);
         self.stop_resending(index as u8);
         self.survey(index);
+        let peer = self.mirrors[index].shard;
+        self.hand_off_again(peer);
         self.send_again(index);
     }
 

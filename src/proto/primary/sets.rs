@@ -64,6 +64,12 @@ impl OwnSet {
         all.filter(|(_, facts)| facts.last != Seq(0)).map(|(index, facts)| (index, facts.last))
     }
 
+    /// The first and the last number of the volume at this index, if it has any.
+    pub(super) fn range(&self, volume: usize) -> Option<(Seq, Seq)> {
+        let facts = &self.facts[volume];
+        (facts.last != Seq(0)).then_some((facts.first, facts.last))
+    }
+
     /// Takes the effect of an update out again: its number is void.
     pub(super) fn void(&mut self, volume: usize, info: &UpdateInfo) {
         let facts = &mut self.facts[volume];

@@ -2,6 +2,7 @@
 
 use super::config::{MirrorPolicy, PrimaryConfig, VolumeConfig};
 use super::forward::{Forwards, TAG_FORWARD};
+use super::handoff::{Moves, TAG_OPEN};
 use super::mirror_store::{MirrorStore, TAG_RESEND, UNKNOWN};
 use super::number::owner_index;
 use super::peers::{Mirror, Target, target_index};
@@ -57,10 +58,16 @@ pub(super) struct Volume {
     pub(super) owner: u8,
     /// The responsible shard itself.
     pub(super) responsible: ShardId,
+    /// Who enters what movers leave behind that fail: the one that the epoch's record calls responsible,
+    /// so that all members agree while the volume moves. As `owner` and `responsible`.
+    pub(super) heir: (u8, ShardId),
     /// Whether updates are numbered: not while it is being taken over.
     pub(super) ready: bool,
-    /// How far its take-over is.
+    /// How far its take-over or hand-over is.
     pub(super) standing: Standing,
+    /// A mover that failed may have kept numbers of it that it gave out before it handed the volume
+    /// over: members are asked for copies.
+    pub(super) history: bool,
     /// The last number known to be in a confirmed set. Of those that come after, any that was ever held
     /// by as many members as it should have been is held by one.
     pub(super) confirmed: Seq,
@@ -77,9 +84,10 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    /// Whether this shard takes it over and does not have all that members hold of it.
+    /// Whether members are to send what they hold of it: it is taken over, or a mover that failed may
+    /// have kept numbers of it.
     pub(super) fn is_gathering(&self) -> bool {
-        matches!(self.standing, Standing::Gathering)
+        self.history || matches!(self.standing, Standing::Gathering)
     }
 
     /// The last number that this shard has heard of, or has given out.
@@ -97,6 +105,8 @@ pub(super) struct Group {
     pub(super) policy: MirrorPolicy,
     pub(super) sets: OwnSets,
     pub(super) confirmed: SetId,
+    /// The map by which the open set is numbered.
+    pub(super) map: MapVersion,
     /// The last set that other members know to have been opened.
     pub(super) opened_elsewhere: SetId,
     /// The coordinator knows that sets before this one that are not here hold nothing of this shard.
@@ -152,6 +162,8 @@ pub struct PrimaryShard {
     pub(super) lone: bool,
     /// Volumes that change hands in this epoch because their owner failed, ascending.
     pub(super) moved: Vec<VolumeId>,
+    /// Volumes that change hands at boundaries.
+    pub(super) moves: Moves,
     /// Slots that became first in their range, drained at once; kept for its memory.
     woken: Vec<u32>,
     pub(super) commands: VecDeque<Command>,
@@ -176,16 +188,16 @@ impl PrimaryShard {
             .iter()
             .map(|volume| {
                 let next_seq = if volume.owner == config.me { volume.next_seq } else { Seq(1) };
+                let mirrors = config.mirrors.iter().map(|m| m.shard);
+                let owner = owner_index(config.me, mirrors, volume.owner);
                 Volume {
                     config: *volume,
-                    owner: owner_index(
-                        config.me,
-                        config.mirrors.iter().map(|m| m.shard),
-                        volume.owner,
-                    ),
+                    owner,
                     responsible: volume.owner,
+                    heir: (owner, volume.owner),
                     ready: true,
                     standing: Standing::Ready,
+                    history: false,
                     confirmed: Seq(next_seq.0.saturating_sub(1)),
                     told: config.epoch,
                     heard: Seq(0),
@@ -212,6 +224,7 @@ impl PrimaryShard {
                 policy: group.policy,
                 sets: OwnSets::new(ids.clone()),
                 confirmed: SetId(0),
+                map: config.map_version,
                 opened_elsewhere: SetId(0),
                 empty_before: SetId(0),
                 joins: false,
@@ -224,6 +237,7 @@ impl PrimaryShard {
             .map(|peer| Mirror {
                 shard: peer.shard,
                 grant_bytes: peer.grant_bytes,
+                granted_bytes: 0,
                 is_target: peer.is_target,
                 budget_bytes: 0,
                 used_bytes: 0,
@@ -263,6 +277,7 @@ impl PrimaryShard {
             recovered_forwards: Vec::new(),
             lone: false,
             moved: Vec::new(),
+            moves: Moves::default(),
             woken: Vec::with_capacity(64),
             commands: VecDeque::with_capacity(1024),
             counters: PrimaryCounters::default(),
@@ -372,6 +387,9 @@ impl PrimaryShard {
         if (token.0 >> 32) as u8 == TAG_FENCE {
             return self.fenced(token.0 as u32, status);
         }
+        if (token.0 >> 32) as u8 == TAG_OPEN {
+            return self.base_opened(token.0 as u32);
+        }
         let slot = match self.slab.resolve(token) {
             Some((slot, TAG_BASE)) => slot,
             Some((slot, TAG_RESTORE)) => return self.part_restored(now, slot, status),
@@ -429,6 +447,9 @@ impl PrimaryShard {
                 self.report_closed(group);
             }
         }
+        if self.is_leaving() && !was_recovered {
+            self.left_behind(volume as u32);
+        }
         self.free_if_unused(slot);
     }
 
@@ -478,6 +499,7 @@ impl PrimaryShard {
             RecordRole::Forward => return self.take(from, info, buf),
             RecordRole::Numbered => return self.forward_numbered(from, info),
             RecordRole::Resend => return self.recovered(from, info, buf, false),
+            RecordRole::ResendVoid => return self.recovered(from, info, buf, true),
             RecordRole::Voided => return self.void_arrived(from, volume, info, buf),
             RecordRole::Transfer | RecordRole::SecondaryMirror | RecordRole::Answer => {
                 return RecordVerdict::NotNeeded;
@@ -502,7 +524,10 @@ impl PrimaryShard {
         // links between members outlast it.
         let of_epoch = !matches!(
             message,
-            Message::Budget { .. } | Message::Forwarded { .. } | Message::NotResponsible { .. }
+            Message::Budget { .. }
+                | Message::Forwarded { .. }
+                | Message::NotResponsible { .. }
+                | Message::HandOff { .. }
         );
         let since = || self.mirrors.iter().find(|m| m.shard == from).map(|mirror| mirror.since);
         let stale = if of_epoch || epoch >= self.epoch {
@@ -518,8 +543,8 @@ impl PrimaryShard {
         match message {
             Message::Budget { bytes } => match self.mirrors.iter_mut().find(|m| m.shard == from) {
                 Some(mirror) => {
-                    let forwards = self.volumes.iter().any(|volume| volume.owner != HERE);
-                    mirror.granted(bytes, forwards);
+                    mirror.granted_bytes = bytes;
+                    self.share_budgets();
                     if self.lone {
                         self.mirror_lone();
                     }
@@ -540,7 +565,11 @@ impl PrimaryShard {
             Message::Survey { group, confirmed, open, part, parts, ref volumes } => {
                 self.survey_arrived(now, from, group, (confirmed, open), (part, parts), volumes);
             }
-            Message::Marks { ref volumes } => self.marks_arrived(from, volumes),
+            Message::Marks { ref volumes } => {
+                self.marks_arrived(from, volumes);
+                self.copies_in_books(from, volumes);
+            }
+            Message::HandOff { .. } => self.hand_off_arrived(from, message),
             Message::Forwarded { .. } | Message::NotResponsible { .. } => {
                 self.handle_forwarding(from, &message);
             }
@@ -554,6 +583,9 @@ impl PrimaryShard {
             | Message::PauseApply { .. }
             | Message::JournalRoom { .. }
             | Message::Lead
+            | Message::Greet { .. }
+            | Message::Planned { .. }
+            | Message::Settled { .. }
             | Message::Stopping { .. }
             | Message::Ask { .. }
             | Message::Answered { .. } => self.counters.unexpected += 1,

@@ -35,19 +35,21 @@ impl PrimaryShard {
                 // Only others had opened it, when this shard told the coordinator what it knows.
                 self.report_empty(index, before, set);
             }
-            self.switch_to(now, index, set);
-            self.map_version = map_version;
+            self.switch_to(now, index, set, map_version);
             if self.sabotage.is(Sabotage::ReleaseBeforeAllSwitched) {
                 self.release(now, index, set);
             }
         }
+        // Where a recovered update opened the set, its moves may not have been known to be carried out.
+        self.carry_out(index, map_version);
         let message = Message::Prepared { group: id, set };
         self.commands.push_back(Command::Send { to: self.coordinator, message });
         self.report_closed(index);
     }
 
-    /// Opens `set`, which is later than the open one: numbers go into it from now on.
-    pub(super) fn switch_to(&mut self, now: Nanos, index: usize, set: SetId) {
+    /// Opens `set`, which is later than the open one: numbers go into it from now on, by the map of
+    /// this version.
+    pub(super) fn switch_to(&mut self, now: Nanos, index: usize, set: SetId, map: MapVersion) {
         let group = &mut self.groups[index];
         let (id, open) = (group.id, group.sets.open().map_or(SetId(0), |s| s.id));
         // All have switched to the set before, or the word for this one would not have been sent.
@@ -57,6 +59,7 @@ impl PrimaryShard {
             open.switched = true;
         }
         sets.push(set, now);
+        self.carry_out(index, map);
         if !self.groups[index].joins {
             self.commands.push_back(Command::Report(Report::SetOpened { group: id, set }));
         }
@@ -103,6 +106,7 @@ impl PrimaryShard {
         self.drop_copies(id, set);
         let Some(index) = self.group_index(id) else { return };
         self.groups[index].confirmed = self.groups[index].confirmed.max(set);
+        self.known_to_be_confirmed(index);
         while let Some(own) = self.groups[index].sets.pop_through(set) {
             for (volume, last) in own.lasts() {
                 self.mark_confirmed(volume as u32, last);

@@ -47,7 +47,7 @@ impl PrimaryShard {
             return RecordVerdict::NotNeeded;
         };
         match self.volume_index(info.volume) {
-            Some(volume) if self.is_responsible(volume) => {
+            Some(volume) if self.is_responsible(volume) || self.is_coming(volume) => {
                 let config = &self.volumes[volume as usize].config;
                 if (config.block_bytes, config.group) != (info.block_bytes, info.group) {
                     // It would be written with another length than its payload has.
@@ -76,11 +76,20 @@ impl PrimaryShard {
         }
     }
 
-    /// The forwarded update that is numbered next, if any waits.
+    /// The forwarded update that is numbered next, if any waits. Those of a volume that is on its way
+    /// here do not keep others back.
     #[inline]
     #[must_use]
     pub fn next_arrived(&self) -> Option<&Arrived> {
-        self.arrived.front()
+        self.arrived.get(self.next_index()?)
+    }
+
+    #[inline]
+    fn next_index(&self) -> Option<usize> {
+        self.arrived.iter().position(|arrived| {
+            let volume = &self.volumes[arrived.volume as usize];
+            volume.owner == HERE && volume.ready
+        })
     }
 
     /// Numbers [`Self::next_arrived`] if there is room for it; `list_seq` draws the next number of
@@ -91,13 +100,14 @@ impl PrimaryShard {
         stamp: &Stamp,
         list_seq: impl FnOnce() -> u64,
     ) -> Option<(BufRef, UpdateInfo)> {
-        let Arrived { info, buf, volume, from } = *self.arrived.front()?;
+        let index = self.next_index()?;
+        let Arrived { info, buf, volume, from } = self.arrived[index];
         let peer = Some(from).filter(|from| *from != HERE);
         let Ok(Admitted { mirrors }) = self.admit_own(volume, stamp.record_bytes, peer) else {
             self.handle_refused();
             return None;
         };
-        self.arrived.pop_front();
+        self.arrived.remove(index);
         let tag = match peer {
             None => self.taken_back(info.forward)?,
             Some(_) => HostTag(info.forward.0),
@@ -122,20 +132,23 @@ impl PrimaryShard {
 
     /// Refuses [`Self::next_arrived`] with `status`: its volume is not served here any more, or this
     /// mover is being stopped. What has no number has taken no effect, and will not.
-    pub fn refuse_arrived(&mut self, status: NvmeStatus) {
-        if let Some(arrived) = self.arrived.pop_front() {
+    /// Where there is none, another one that waits for its volume; false when none is left.
+    pub fn refuse_arrived(&mut self, status: NvmeStatus) -> bool {
+        let arrived = self.arrived.remove(self.next_index().unwrap_or(0));
+        if let Some(arrived) = &arrived {
             let forward = arrived.info.forward;
             if arrived.from == HERE {
                 if let Some(slot) = self.forwards.find(forward) {
                     self.answer(slot, status);
                 }
-                return;
+                return true;
             }
             let to = self.mirrors[usize::from(arrived.from)].shard;
             let message = Message::Forwarded { forward, status };
             self.commands.push_back(Command::Send { to, message });
             self.commands.push_back(Command::Free { buf: arrived.buf });
         }
+        arrived.is_some()
     }
 
     /// Ends the forwarding of an update for which this shard is responsible by now; the source's

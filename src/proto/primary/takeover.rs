@@ -24,9 +24,11 @@ use super::shard::{PrimaryShard, RecordVerdict, Volume};
 use super::slab::{HERE, NIL, NOBODY, RECOVERED, SAFE, Update};
 use crate::proto::command::{Command, HostTag, RecordRole, Report, Token};
 use crate::proto::limits::{FACTS_PER_PART, RETAINED_UPDATES_MAX};
-use crate::proto::message::{Held, Message};
+use crate::proto::message::{Held, Kept, Message};
 use crate::proto::sabotage::Sabotage;
-use crate::proto::types::{BufRef, ForwardId, GroupId, Nanos, NvmeStatus, Seq, SetId, ShardId};
+use crate::proto::types::{
+    BufRef, ForwardId, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId,
+};
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateInfo};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -45,6 +47,13 @@ pub(super) enum Standing {
     Gathering,
     /// Everything is here and numbered; the base is not up to date.
     Restoring(Restore),
+    /// A living shard hands it over by the map of this version, and its word has not come (F3).
+    Arriving {
+        /// The former owner.
+        from: ShardId,
+        /// The version.
+        map: MapVersion,
+    },
 }
 
 /// What members hold of volumes that this shard takes over.
@@ -59,6 +68,8 @@ pub(super) struct Recovery {
     dropped: BTreeMap<(u8, GroupId), SetId>,
     /// By mirror peer, group and set: copies that came, also such that an epoch before had promised.
     came: BTreeMap<(u8, GroupId, SetId), u64>,
+    /// By volume: the numbers that members keep in books of their own.
+    kept: BTreeMap<u32, Vec<Kept>>,
     /// The last set that any member knows to be confirmed.
     confirmed: BTreeMap<GroupId, SetId>,
     records: BTreeMap<(u32, Seq), Gathered>,
@@ -75,6 +86,13 @@ struct Gathered {
 }
 
 impl PrimaryShard {
+    /// Whether a [`Command::Fence`] with this token is for a take-over, and not for a volume that a living
+    /// shard hands over, which may still be writing.
+    #[must_use]
+    pub fn takes_over(token: Token) -> bool {
+        (token.0 >> 32) as u8 == TAG_FENCE
+    }
+
     /// Begins to gather, or begins anew: every member tells in each epoch.
     pub(super) fn begin_recovery(&mut self, now: Nanos) {
         if !self.volumes.iter().any(Volume::is_gathering) {
@@ -85,13 +103,15 @@ impl PrimaryShard {
         recovery.sent.clear();
         recovery.dropped.clear();
         recovery.came.clear();
+        recovery.kept.clear();
         for gathered in recovery.records.values_mut() {
             gathered.holders = 0;
         }
-        let (store, volumes) = (&mut self.store, &self.volumes);
+        let (store, volumes, me) = (&mut self.store, &self.volumes, self.me);
         let own = store.take_out(|copy: &Mirrored| {
-            volumes.get(copy.volume as usize).is_some_and(Volume::is_gathering)
-                && copy.resent_to.is_none()
+            let volume = volumes.get(copy.volume as usize);
+            let mine = copy.orphan && copy.from == me && copy.resent_to.is_none();
+            mine && volume.is_some_and(Volume::is_gathering)
         });
         for copy in own {
             let gathered = Gathered { info: copy.info, buf: copy.buf, holders: 0, void: copy.void };
@@ -124,6 +144,13 @@ impl PrimaryShard {
         }
         mirror.surveyed = mirror.surveys.len() == self.groups.len()
             && mirror.surveys.values().flatten().all(|came| *came);
+        let kept: Vec<(u32, Kept)> = volumes
+            .iter()
+            .filter_map(|held| Some((self.volume_index(held.volume)?, held.kept?)))
+            .collect();
+        for (volume, kept) in &kept {
+            self.kept_elsewhere(*volume, *kept);
+        }
         // Whoever forms sets later may be one that took part only after these were confirmed or opened.
         self.confirm(group, confirmed);
         if let Some(index) = self.group_index(group) {
@@ -133,12 +160,13 @@ impl PrimaryShard {
         // Of what was recovered in an epoch before, nothing is counted.
         let gathering = |held: &&Held| {
             let index = self.volume_index(held.volume);
-            index.is_some_and(|index| {
-                matches!(self.volumes[index as usize].standing, Standing::Gathering)
-            })
+            index.is_some_and(|index| self.volumes[index as usize].is_gathering())
         };
         let copies: u64 = volumes.iter().filter(gathering).map(|held| u64::from(held.copies)).sum();
         let Some(recovery) = &mut self.recovery else { return };
+        for (volume, kept) in kept {
+            recovery.kept.entry(volume).or_default().push(kept);
+        }
         let last = recovery.confirmed.entry(group).or_default();
         *last = (*last).max(confirmed);
         recovery.sent.insert((peer as u8, group, part), copies);
@@ -186,10 +214,21 @@ impl PrimaryShard {
     ) -> RecordVerdict {
         let peer = self.mirrors.iter().position(|m| m.shard == from && m.member);
         let volume = self.volume_index(info.volume);
+        let in_books = volume.is_some_and(|volume| {
+            let kept = self.kept(volume as usize);
+            kept.iter().any(|kept| kept.has(info.seq))
+        });
         let (Some(peer), Some(volume), Some(recovery)) = (peer, volume, &mut self.recovery) else {
             return RecordVerdict::NotNeeded;
         };
-        if !matches!(self.volumes[volume as usize].standing, Standing::Gathering) {
+        if !self.volumes[volume as usize].is_gathering() {
+            return RecordVerdict::NotNeeded;
+        }
+        let came = recovery.came.entry((peer as u8, info.group, info.set)).or_default();
+        if in_books {
+            // It was recovered in an epoch before, and its holder does not know.
+            *came += 1;
+            self.advance_recovery();
             return RecordVerdict::NotNeeded;
         }
         let fresh = Gathered { info: *info, buf, holders: 0, void: false };
@@ -198,7 +237,7 @@ impl PrimaryShard {
         gathered.void |= void;
         if gathered.holders & 1 << peer == 0 {
             gathered.holders |= 1 << peer;
-            *recovery.came.entry((peer as u8, info.group, info.set)).or_default() += 1;
+            *came += 1;
         }
         self.advance_recovery();
         if known { RecordVerdict::NotNeeded } else { RecordVerdict::Kept }
@@ -222,7 +261,8 @@ impl PrimaryShard {
         let (buf, void) = (copy.buf, copy.void);
         let mirror = &mut self.mirrors[usize::from(to)];
         mirror.in_flight += 1;
-        let (to, role) = (mirror.shard, if void { RecordRole::Voided } else { RecordRole::Resend });
+        let (to, role) =
+            (mirror.shard, if void { RecordRole::ResendVoid } else { RecordRole::Resend });
         self.commands.push_back(Command::SendRecord { to, role, buf, token });
         self.counters.resent += 1;
     }
@@ -290,70 +330,99 @@ impl PrimaryShard {
         let members = (0..).zip(&self.mirrors).filter(|(_, mirror)| mirror.member);
         let members: u64 = members.map(|(bit, _): (u32, _)| 1_u64 << bit).sum();
         let mut records = recovery.records.into_iter().peekable();
+        let (mut entered, mut histories) = (Vec::new(), Vec::new());
         for volume in 0..self.volumes.len() as u32 {
+            let kept = recovery.kept.get(&volume).map_or(&[][..], Vec::as_slice);
             let mut list = Vec::new();
             while let Some((_, mut gathered)) = records.next_if(|((v, _), _)| *v <= volume) {
                 gathered.holders &= members;
                 list.push(gathered);
             }
+            let history = core::mem::take(&mut self.volumes[volume as usize].history);
             if matches!(self.volumes[volume as usize].standing, Standing::Gathering) {
-                self.recover_volume(now, volume, list);
+                self.recover_volume(now, volume, list, kept, &mut entered);
+            } else if history {
+                self.recover_history(now, volume, list, kept, &mut entered);
+                histories.extend(Some(volume).filter(|v| !self.is_responsible(*v)));
+            } else {
+                list.iter().for_each(|gathered| self.recovered_confirmed(gathered));
             }
         }
         self.greet_coordinator();
+        for slot in entered {
+            // It was on the base when the volume was handed over.
+            let status = self.void_status(slot).unwrap_or(NvmeStatus::SUCCESS);
+            self.fate(slot, status);
+        }
         for group in 0..self.groups.len() {
             self.report_closed(group);
         }
-        let known: Vec<Held> = self.own_marks(|_| true).collect();
+        let mut known: Vec<Held> = self.own_marks(|_| true).collect();
+        known.extend(histories.into_iter().map(|volume| self.marks_of(volume)));
+        self.tell_marks(&known);
         for index in 0..self.mirrors.len() {
-            let Mirror { shard: to, up, .. } = self.mirrors[index];
-            for volumes in known.chunks(FACTS_PER_PART).filter(|_| up) {
-                let message = Message::Marks { volumes: volumes.to_vec() };
-                self.commands.push_back(Command::Send { to, message });
-            }
             self.send_again(index);
+        }
+    }
+
+    /// Tells the other members what this shard knows of the numbers of volumes in its books.
+    pub(super) fn tell_marks(&mut self, known: &[Held]) {
+        for Mirror { shard: to, .. } in self.mirrors.iter().filter(|mirror| mirror.up) {
+            for volumes in known.chunks(FACTS_PER_PART) {
+                let message = Message::Marks { volumes: volumes.to_vec() };
+                self.commands.push_back(Command::Send { to: *to, message });
+            }
         }
     }
 
     /// Which numbers of its own volumes this shard knows to be confirmed, as far as they are recovered.
     pub(super) fn own_marks(&self, wanted: impl Fn(&Volume) -> bool) -> impl Iterator<Item = Held> {
         let known = move |volume: &&Volume| {
-            volume.owner == HERE
-                && !matches!(volume.standing, Standing::Gathering)
-                && wanted(volume)
+            let arrives = matches!(volume.standing, Standing::Arriving { .. });
+            volume.owner == HERE && !volume.is_gathering() && !arrives && wanted(volume)
         };
-        self.volumes.iter().filter(known).map(|volume| Held {
-            volume: volume.config.id,
-            copies: 0,
-            confirmed: volume.confirmed,
-            heard: volume.last_number(),
-        })
+        let all = (0..).zip(&self.volumes).filter(move |(_, volume)| known(volume));
+        all.map(|(index, _)| self.marks_of(index))
+    }
+
+    fn marks_of(&self, index: u32) -> Held {
+        let Volume { config, confirmed, .. } = &self.volumes[index as usize];
+        let heard = self.volumes[index as usize].last_number();
+        Held { volume: config.id, copies: 0, confirmed: *confirmed, heard, kept: None }
     }
 
     /// Enters what is left of a volume into the books, in the order of its numbers.
-    fn recover_volume(&mut self, now: Nanos, index: u32, records: Vec<Gathered>) {
-        let group_index = self.volumes[index as usize].group;
-        let confirmed_set = self.groups[group_index].confirmed;
+    fn recover_volume(
+        &mut self,
+        now: Nanos,
+        index: u32,
+        records: Vec<Gathered>,
+        others: &[Kept],
+        entered: &mut Vec<u32>,
+    ) {
+        let mut kept = self.kept(index as usize);
+        kept.extend(others);
+        let last_kept = kept.iter().map(|kept| kept.last).max().unwrap_or(Seq(0));
+        let live = self.without_confirmed(index, records);
         let mut slots = Vec::new();
         let mut voids = 0;
-        let known = self.volumes[index as usize].confirmed;
-        let (confirmed, live): (Vec<Gathered>, Vec<Gathered>) = records
-            .into_iter()
-            .partition(|gathered| gathered.info.set <= confirmed_set || gathered.info.seq <= known);
-        for gathered in confirmed {
-            self.mark_confirmed(index, gathered.info.seq);
-            self.recovered_confirmed(&gathered);
-        }
         // Only what comes after this can be missing.
         let mut before = self.volumes[index as usize].confirmed;
         for gathered in &live {
-            voids += self.lost_numbers(now, index, before, gathered.info.seq, gathered.info.set);
+            voids += self.lost_numbers(now, index, before, &gathered.info, &kept);
             before = gathered.info.seq;
-            slots.push(self.recover_update(index, gathered));
+            if before < last_kept {
+                // A living member was handed the volume after that: it is on the base, and what came after
+                // it may be, too.
+                entered.push(self.recover_update(index, gathered, true));
+            } else {
+                slots.push(self.recover_update(index, gathered, false));
+            }
         }
+        before = before.max(last_kept);
         let forget = self.sabotage.is(Sabotage::ForgetHeard);
         let volume = &mut self.volumes[index as usize];
-        volume.next_seq = if forget { before } else { before.max(volume.heard) }.next();
+        volume.next_seq = if forget { before } else { before.max(volume.last_number()) }.next();
         // Numbers in between went with the shard that failed. As all voids whose updates nobody has they
         // are in the set of the next number that has one, which any member finds again.
         let lost = volume.next_seq.0 - before.next().0;
@@ -373,21 +442,69 @@ impl PrimaryShard {
         self.commands.push_back(Command::Fence { volume: id, token });
     }
 
-    /// Makes sure that `set` is there, and counts the numbers between `before` and `next` into it as
-    /// void: nobody has them. How many.
-    fn lost_numbers(&mut self, now: Nanos, index: u32, before: Seq, next: Seq, set: SetId) -> u32 {
+    /// Enters what a mover that failed kept of a volume that it had handed over, directly or not, to this
+    /// shard. Nothing of that can be missing but voids, as it was on the base then. The slots entered
+    /// go to `entered`; they get their fate once all of the recovery is in the books.
+    fn recover_history(
+        &mut self,
+        now: Nanos,
+        index: u32,
+        records: Vec<Gathered>,
+        others: &[Kept],
+        entered: &mut Vec<u32>,
+    ) {
+        let mut kept = self.kept(index as usize);
+        kept.extend(others);
+        let live = self.without_confirmed(index, records);
+        let mut before = self.volumes[index as usize].confirmed;
+        for gathered in &live {
+            self.lost_numbers(now, index, before, &gathered.info, &kept);
+            before = gathered.info.seq;
+            entered.push(self.recover_update(index, gathered, true));
+        }
+    }
+
+    /// Lets go of gathered copies whose sets are confirmed.
+    fn without_confirmed(&mut self, index: u32, records: Vec<Gathered>) -> Vec<Gathered> {
+        let volume = &self.volumes[index as usize];
+        let (set, known) = (self.groups[volume.group].confirmed, volume.confirmed);
+        let (confirmed, live): (Vec<Gathered>, Vec<Gathered>) = records
+            .into_iter()
+            .partition(|gathered| gathered.info.set <= set || gathered.info.seq <= known);
+        for gathered in confirmed {
+            self.mark_confirmed(index, gathered.info.seq);
+            self.recovered_confirmed(&gathered);
+        }
+        live
+    }
+
+    /// Makes sure that the set of the update `next` is there, and counts the numbers between `before` and
+    /// that one into it as void, but for those that somebody has kept: nobody has them. How many.
+    fn lost_numbers(
+        &mut self,
+        now: Nanos,
+        index: u32,
+        before: Seq,
+        next: &UpdateInfo,
+        kept: &[Kept],
+    ) -> u32 {
         let volume = index as usize;
         let group = self.volumes[volume].group;
-        self.open_for(now, group, set);
-        let lost = next.0.saturating_sub(before.0 + 1);
-        if lost > RETAINED_UPDATES_MAX as u64 {
+        self.open_for(now, group, next.set, next.map_version);
+        if next.seq.0.saturating_sub(before.0 + 1) > RETAINED_UPDATES_MAX as u64 {
             // More than a shard ever has under way: somebody's word is wrong, and the set says so.
             return 0;
         }
-        if let Some(set) = self.groups[group].sets.get_mut(set) {
-            (before.0 + 1..next.0).for_each(|seq| set.gap(volume, Seq(seq)));
+        let mut lost = 0;
+        if let Some(set) = self.groups[group].sets.get_mut(next.set) {
+            for seq in (before.0 + 1..next.seq.0).map(Seq) {
+                if !kept.iter().any(|kept| kept.has(seq)) {
+                    set.gap(volume, seq);
+                    lost += 1;
+                }
+            }
         }
-        lost as u32
+        lost
     }
 
     /// A copy whose set is confirmed: it has its fate.
@@ -429,16 +546,18 @@ impl PrimaryShard {
     }
 
     /// Makes sure that a set is there, as the set that it is or was.
-    fn open_for(&mut self, now: Nanos, group: usize, set: SetId) {
+    fn open_for(&mut self, now: Nanos, group: usize, set: SetId, map: MapVersion) {
         let open = self.groups[group].sets.open().map_or(SetId(0), |s| s.id);
         if set > open {
-            self.switch_to(now, group, set);
+            self.switch_to(now, group, set, map);
         } else {
             self.groups[group].sets.ensure(set, now);
         }
     }
 
-    fn recover_update(&mut self, volume: u32, gathered: &Gathered) -> u32 {
+    /// Enters a copy into the books; of an update that is on the base, and was `safe`, what is left to
+    /// do is to have as many copies of it as there should be.
+    fn recover_update(&mut self, volume: u32, gathered: &Gathered, safe: bool) -> u32 {
         let info = gathered.info;
         let record_bytes = UPDATE_HEADER_BYTES as u32 + info.payload_len;
         let record_bytes = record_bytes.next_multiple_of(self.record_align);
@@ -472,7 +591,7 @@ impl PrimaryShard {
             generation: 0,
             kind: info.kind,
             fua: info.fua,
-            flags: RECOVERED,
+            flags: if safe { RECOVERED | SAFE } else { RECOVERED },
         });
         for index in 0..self.mirrors.len() as u8 {
             if gathered.holders & 1 << index != 0 && index != origin {
@@ -491,7 +610,7 @@ impl PrimaryShard {
             self.set_void(slot, &info, NvmeStatus::WRITE_FAULT);
         }
         self.mirror_again(slot);
-        if self.slab.get(slot).mirrors_pending == 0 {
+        if safe || self.slab.get(slot).mirrors_pending == 0 {
             self.slab.get_mut(slot).flags |= SAFE;
             self.queue_transfer(slot);
         }

@@ -13,6 +13,7 @@ use crate::wire::update::{UpdateInfo, digest_of};
 
 mod breaking;
 mod forwarding;
+mod handoff;
 mod takeover;
 
 const P1: ShardId = ShardId::new(1, 0);
@@ -445,7 +446,6 @@ fn engine() -> Boundary {
         secondary: Some(S1),
         backup: None,
         epoch: E,
-        map_version: MapVersion(1),
         unix_offset_ns: 1_000_000,
         groups: vec![BoundaryGroup { id: G, period_ns: 100, first_set: SetId(1) }],
         sabotage: Sabotage::None,
@@ -462,7 +462,8 @@ fn orders(engine: &mut Boundary) -> Vec<(ShardId, Message)> {
 }
 
 fn greet(engine: &mut Boundary, from: ShardId, open: u64) {
-    let message = Message::Resume { group: G, stored: SetId(0), applied: SetId(open) };
+    let map_version = MapVersion(1);
+    let message = Message::Greet { group: G, confirmed: SetId(0), open: SetId(open), map_version };
     engine.handle_message(Nanos(5), from, E, message);
 }
 

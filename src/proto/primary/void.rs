@@ -8,9 +8,8 @@
 //! Who holds it is sent the record's header once more, as [`RecordRole::Voided`]; further copies travel as the
 //! header alone, too.
 
-use super::mirror_store::UNKNOWN;
 use super::shard::{PrimaryShard, RecordVerdict};
-use super::slab::{DONE, HERE, RECOVERED, VOID};
+use super::slab::{DONE, RECOVERED, VOID};
 use crate::proto::command::{Command, RecordRole, Report};
 use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{BufRef, NvmeStatus, ShardId};
@@ -119,8 +118,7 @@ impl PrimaryShard {
         self.voids.get(&slot).map(|voided| voided.status)
     }
 
-    /// Word from the responsible shard that a number is void, or from a holder to the one that takes the volume
-    /// over.
+    /// Word from the responsible shard that a number is void.
     pub(super) fn void_arrived(
         &mut self,
         from: ShardId,
@@ -128,9 +126,6 @@ impl PrimaryShard {
         info: &UpdateInfo,
         buf: BufRef,
     ) -> RecordVerdict {
-        if volume != UNKNOWN && self.volumes[volume as usize].owner == HERE {
-            return self.recovered(from, info, buf, true);
-        }
         if self.store.is_confirmed(info.group, info.set) {
             self.mark_confirmed(volume, info.seq);
             return RecordVerdict::NotNeeded;

@@ -173,7 +173,8 @@ impl SecondaryShard {
             | RecordRole::Numbered
             | RecordRole::Answer
             | RecordRole::Resend
-            | RecordRole::Voided => Err(Refusal::Role),
+            | RecordRole::Voided
+            | RecordRole::ResendVoid => Err(Refusal::Role),
         };
         match result {
             Ok(true) => Receipt::Accepted,

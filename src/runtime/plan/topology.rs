@@ -82,6 +82,7 @@ impl Topology {
             owners,
             moved: Vec::new(),
             failures: 0,
+            plan: None,
         }
     }
 
@@ -101,6 +102,12 @@ impl Topology {
     #[must_use]
     pub fn name(&self, id: MoverId) -> Option<&str> {
         self.names.iter().find(|(_, known)| **known == id).map(|(name, _)| name.as_str())
+    }
+
+    /// The mover with this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<MoverId> {
+        self.names.get(name).copied()
     }
 
     /// The shards of one mover, ascending.

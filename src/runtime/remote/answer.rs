@@ -144,7 +144,10 @@ impl Poller {
     }
 
     fn try_begin(&mut self, peer: usize, wanted: Wanted) -> Begun {
-        let own = |index: &usize| self.volumes[*index].owner.is_none();
+        let own = |index: &usize| {
+            let volume = &self.volumes[*index];
+            volume.owner.is_none() || volume.left
+        };
         let Some(index) = self.volume_index(wanted.volume).filter(own).filter(|_| !self.refusing)
         else {
             return Begun::Ended(NvmeStatus::ANA_TRANSITION);

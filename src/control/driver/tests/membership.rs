@@ -117,7 +117,9 @@ fn a_mover_that_others_excluded_ends_at_once() {
     };
     let next = next.next(&change, |_| 1, |_| 1).unwrap();
     site.recorded(record.followed_by(&next, &BTreeMap::new(), 5, "it is not heard"));
-    let Step::Ended(Outcome::Excluded { reason }) = site.bench.run_ms(3) else { panic!() };
+    let Step::Ended(Outcome::Excluded { reason, asked: false }) = site.bench.run_ms(3) else {
+        panic!()
+    };
     assert_eq!(reason, "the others excluded it in epoch 3: it is not heard");
     assert!(site.bench.asked.is_empty(), "nothing more is said to pollers or hosts");
 }
@@ -208,4 +210,62 @@ fn a_fenced_volume_is_written_only_when_the_record_was_read_after_the_fence() {
     site.bench.driver.fenced(now, volume, Ok(1), None);
     site.bench.run_ms(3);
     assert_eq!(site.bench.asked, ["fenced 7"]);
+}
+
+/// What was asked for last is done.
+fn agreed(site: &mut Site) -> SiteRecord {
+    let asked = site.script.asked.lock().unwrap().last().cloned().unwrap();
+    site.recorded(asked.record.clone());
+    happens(&site.script, [Event::Swapped(asked.ticket, Ok(Revision(site.revision)))]);
+    site.bench.run_ms(150);
+    asked.record
+}
+
+#[test]
+fn a_drained_member_is_left_by_its_volumes_and_then_leaves() {
+    let mut site = Site::new();
+    let mut record = first();
+    record.draining.insert(MoverId(2));
+    site.recorded(record);
+    site.bench.run_ms(150);
+    let to = ShardId::new(1, 0);
+    let plan = site.proposed().last().and_then(|record| record.plan.clone()).unwrap();
+    assert_eq!(plan.moves, [(VolumeId(2), to)]);
+    agreed(&mut site);
+    let version = plan.version;
+    assert_eq!(site.bench.asked, [format!("planned {:?}", Some(version.0))]);
+    assert_eq!(site.proposed().len(), 1, "it is not carried out");
+    for group in site.bench.driver.board.groups.iter().map(|group| group.id).collect::<Vec<_>>() {
+        for epoch in [Epoch(0), Epoch(1)] {
+            assert_eq!(site.proposed().len(), 1, "not in this epoch");
+            site.bench.report(Report::MapInForce { epoch, group, map_version: version });
+            site.bench.run_ms(150);
+        }
+    }
+    let noted = agreed(&mut site);
+    assert_eq!((noted.owners[&VolumeId(2)], noted.plan), (to, None));
+    assert_eq!(site.bench.asked.last().map(String::as_str), Some("planned None"));
+    let left = site.proposed().last().cloned().unwrap();
+    assert_eq!(left.excluded[&MoverId(2)].reason, "it was drained");
+    assert!(left.members.keys().eq([&MoverId(1)]) && left.draining.is_empty());
+}
+
+#[test]
+fn who_was_drained_ends_in_order() {
+    let mut site = Site::new();
+    let mut record = first();
+    record.epoch = Epoch(2);
+    record.members.remove(&MoverId(1));
+    record.coordinator = ShardId::new(2, 0);
+    record.owners.values_mut().for_each(|owner| *owner = ShardId::new(2, 0));
+    let why = crate::control::cluster::Exclusion {
+        incarnation: Some(1),
+        epoch: 2,
+        since_unix_ms: 0,
+        reason: "it was drained".into(),
+    };
+    record.excluded.insert(MoverId(1), why);
+    site.recorded(record);
+    let step = site.bench.run_ms(3);
+    assert!(matches!(step, Step::Ended(Outcome::Excluded { asked: true, .. })), "{step:?}");
 }

@@ -21,6 +21,7 @@ fn record(epoch: u32, members: &[(ShardId, u32)], owner: ShardId) -> SiteRecord 
         owners: vec![(V, owner)],
         moved: vec![V],
         failures: 1,
+        plan: None,
     }
 }
 
@@ -92,7 +93,7 @@ fn take_over_hearing(shard: &mut PrimaryShard, heard: u64) -> (u32, u32, Seq) {
 /// P3 says in epoch 2 that it sends so many copies, knows sets up to `confirmed` to be confirmed, and has
 /// heard of numbers up to `heard`.
 fn survey(shard: &mut PrimaryShard, copies: u32, confirmed: u64, heard: u64) {
-    let held = Held { volume: V, copies, confirmed: Seq(0), heard: Seq(heard) };
+    let held = Held { volume: V, copies, confirmed: Seq(0), heard: Seq(heard), kept: None };
     let (confirmed, open) = (SetId(confirmed), SetId(confirmed + 1));
     let (part, parts, volumes) = (0, 1, vec![held]);
     let survey = Message::Survey { group: G, confirmed, open, part, parts, volumes };
@@ -232,7 +233,7 @@ fn a_member_without_an_open_set_says_which_one_others_had_open() {
     commands(&mut shard);
     shard.enter(Nanos(2), &record(6, &[(P2, 5)], P2));
     let said = commands(&mut shard);
-    let resume = Message::Resume { group: G, stored: confirmed, applied: open };
+    let resume = Message::Greet { group: G, confirmed, open, map_version: MapVersion(6) };
     assert!(said.contains(&Command::Send { to: P2, message: resume }), "{said:?}");
     assert_eq!(closed(&said).iter().map(|(set, _)| *set).collect::<Vec<_>>(), [SetId(17)]);
 }
@@ -263,7 +264,7 @@ fn who_takes_over_asks_all_holders_whether_a_number_is_void() {
     shard.enter(Nanos(1), &record(2, &[(P2, 1), (P3, 1)], P2));
     // P1's base refused #1, and it had told P3 before it fell.
     survey(&mut shard, 1, 0, 1);
-    let verdict = shard.handle_record(P3, RecordRole::Voided, &copy_info(1, 1), BufRef(101));
+    let verdict = shard.handle_record(P3, RecordRole::ResendVoid, &copy_info(1, 1), BufRef(101));
     assert_eq!(verdict, RecordVerdict::NotNeeded, "the update is here");
     let batch = commands(&mut shard);
     assert_eq!(taken_over(&batch), Some((1, 0, Seq(2))));
@@ -290,7 +291,7 @@ fn a_holder_says_of_a_void_number_that_it_is_when_another_takes_over() {
     assert_eq!(void(&mut shard, 2), RecordVerdict::Kept, "the header is all that it needs");
     assert!(shard.mirrored().all(|copy| copy.void));
     shard.enter(Nanos(1), &record(2, &[(P2, 1), (P3, 1)], P3));
-    assert_eq!(sent(&commands(&mut shard), RecordRole::Voided).len(), 2);
+    assert_eq!(sent(&commands(&mut shard), RecordRole::ResendVoid).len(), 2);
 }
 
 #[test]
