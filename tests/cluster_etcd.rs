@@ -238,7 +238,9 @@ fn a_record_of_another_version_is_told_and_not_used() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut client = etcd_client::Client::connect([&endpoint], None).await.unwrap();
-        let text = record(1).to_json().replace("\"format\":2", "\"format\":9");
+        let known = record(1).to_json();
+        let text = known.replace("\"format\":3", "\"format\":9");
+        assert_ne!(text, known);
         client.put("/setline/here/record", text, None).await.unwrap();
     });
     let mut p1 = Mover::start(&endpoint, 1, 1);
