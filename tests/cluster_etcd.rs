@@ -5,7 +5,7 @@
 #![cfg(feature = "etcd")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
@@ -19,7 +19,6 @@ use setline::control::cluster::{
     Alive, ClusterError, ClusterStore, Event, Known, Lease, Me, Member, Revision, SiteRecord, Swap,
 };
 use setline::lab::etcd::{self, Etcd};
-use setline::proto::assignment::Policy;
 use setline::proto::types::{Epoch, MoverId, ShardId, VolumeId};
 
 /// Ends a wait for what takes a lease or two.
@@ -157,20 +156,9 @@ impl Mover {
 fn record(epoch: u32) -> SiteRecord {
     let member =
         |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: Some(1), since: 1 });
-    SiteRecord {
-        epoch: Epoch(epoch),
-        members: (1..=2).map(member).collect(),
-        coordinator: ShardId::new(1, 0),
-        map_version: epoch,
-        owners: BTreeMap::from([(VolumeId(1), ShardId::new(1, 0))]),
-        moved: BTreeSet::new(),
-        failures: 0,
-        plan: None,
-        draining: BTreeSet::new(),
-        pinned: BTreeMap::new(),
-        policy: Policy::default(),
-        excluded: BTreeMap::new(),
-    }
+    let (shard, members) = (ShardId::new(1, 0), (1..=2).map(member).collect());
+    let owners = BTreeMap::from([(VolumeId(1), shard)]);
+    SiteRecord::first(Epoch(epoch), epoch, shard, members, owners)
 }
 
 /// What is read is told with, or before, the answer; so are changes that another mover made just before.

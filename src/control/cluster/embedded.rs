@@ -188,7 +188,6 @@ mod tests {
     use super::super::{Alive, Known, Member};
     use super::*;
     use crate::proto::types::{ShardId, VolumeId};
-    use std::collections::BTreeSet;
     use std::time::Instant;
 
     fn me(incarnation: u64) -> Me {
@@ -199,20 +198,9 @@ mod tests {
     fn record(movers: u16, epoch: u32) -> SiteRecord {
         let member =
             |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: None, since: 1 });
-        SiteRecord {
-            epoch: Epoch(epoch),
-            members: (1..=movers).map(member).collect(),
-            coordinator: ShardId::new(1, 0),
-            map_version: 1,
-            owners: BTreeMap::from([(VolumeId(1), ShardId::new(1, 0))]),
-            moved: BTreeSet::new(),
-            failures: 0,
-            excluded: BTreeMap::new(),
-            plan: None,
-            draining: BTreeSet::new(),
-            pinned: BTreeMap::new(),
-            policy: crate::proto::assignment::Policy::default(),
-        }
+        let (shard, members) = (ShardId::new(1, 0), (1..=movers).map(member).collect());
+        let owners = BTreeMap::from([(VolumeId(1), shard)]);
+        SiteRecord::first(Epoch(epoch), 1, shard, members, owners)
     }
 
     fn known(store: &mut EmbeddedStore) -> Known {

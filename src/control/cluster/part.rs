@@ -78,23 +78,12 @@ pub fn configured(mover: &Mover) -> SiteRecord {
     let me = ShardId { mover: MoverId(mover.mover.id), poller: 0 };
     let member =
         |name: &str| Member { name: name.to_owned(), incarnation: None, since: FIRST_EPOCH.0 };
-    SiteRecord {
-        epoch: FIRST_EPOCH,
-        coordinator: match role {
-            Role::Primary => topology.primary_coordinator,
-            Role::Secondary => topology.secondary_coordinator.unwrap_or(me),
-        },
-        map_version: FIRST_MAP.0,
-        owners: owners.collect(),
-        members: mover.members_of(role).iter().map(|m| (MoverId(m.id), member(m.name))).collect(),
-        moved: BTreeSet::new(),
-        failures: 0,
-        excluded: BTreeMap::new(),
-        plan: None,
-        draining: BTreeSet::new(),
-        pinned: BTreeMap::new(),
-        policy: crate::proto::assignment::Policy::default(),
-    }
+    let coordinator = match role {
+        Role::Primary => topology.primary_coordinator,
+        Role::Secondary => topology.secondary_coordinator.unwrap_or(me),
+    };
+    let members = mover.members_of(role).iter().map(|m| (MoverId(m.id), member(m.name))).collect();
+    SiteRecord::first(FIRST_EPOCH, FIRST_MAP.0, coordinator, members, owners.collect())
 }
 
 impl Part {

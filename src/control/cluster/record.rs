@@ -138,6 +138,31 @@ impl From<Place> for ShardId {
 }
 
 impl SiteRecord {
+    /// The record that a site begins with: nobody has failed, and nothing is asked for or under way.
+    #[must_use]
+    pub fn first(
+        epoch: Epoch,
+        map_version: u32,
+        coordinator: ShardId,
+        members: BTreeMap<MoverId, Member>,
+        owners: BTreeMap<VolumeId, ShardId>,
+    ) -> Self {
+        Self {
+            epoch,
+            members,
+            coordinator,
+            map_version,
+            owners,
+            moved: BTreeSet::new(),
+            failures: 0,
+            excluded: BTreeMap::new(),
+            plan: None,
+            draining: BTreeSet::new(),
+            pinned: BTreeMap::new(),
+            policy: Policy::default(),
+        }
+    }
+
     /// The document's text.
     #[must_use]
     pub fn to_json(&self) -> String {

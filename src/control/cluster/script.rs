@@ -1,6 +1,6 @@
 //! A cluster store for tests: it is told what to say, and notes what it is asked.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -53,23 +53,9 @@ impl ClusterStore for Script {
 /// The site of p1 to p3, of which p1 coordinates and has volume 1, p2 volume 2.
 pub(in crate::control) fn configured() -> SiteRecord {
     let member = |id| (MoverId(id), Member { name: format!("p{id}"), incarnation: None, since: 1 });
-    SiteRecord {
-        epoch: Epoch(1),
-        members: (1..=3).map(member).collect(),
-        coordinator: ShardId::new(1, 0),
-        map_version: 1,
-        owners: BTreeMap::from([
-            (VolumeId(1), ShardId::new(1, 0)),
-            (VolumeId(2), ShardId::new(2, 0)),
-        ]),
-        moved: BTreeSet::new(),
-        failures: 0,
-        excluded: BTreeMap::new(),
-        plan: None,
-        draining: BTreeSet::new(),
-        pinned: BTreeMap::new(),
-        policy: crate::proto::assignment::Policy::default(),
-    }
+    let owners = [(1, 1), (2, 2)].map(|(volume, mover)| (VolumeId(volume), ShardId::new(mover, 0)));
+    let members = (1..=3).map(member).collect();
+    SiteRecord::first(Epoch(1), 1, ShardId::new(1, 0), members, BTreeMap::from(owners))
 }
 
 /// The part of p1 in its fourth life.

@@ -18,6 +18,7 @@ use crate::proto::membership::SiteRecord;
 use crate::proto::message::{BrokenReason, Held, Kept, Message};
 use crate::proto::types::{Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId};
 use crate::wire::update::UpdateInfo;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 impl PrimaryShard {
@@ -282,13 +283,14 @@ impl PrimaryShard {
     /// Copies that were in the books of a mover that left are of whoever is responsible now, who has
     /// to be sent them, and are charged against what that one granted.
     fn recharge_copies(&mut self, gone: u64) {
-        let Self { store, volumes, mirrors, .. } = self;
+        let Self { store, volumes, mirrors, orphans: any, .. } = self;
         let left = |shard: ShardId| {
             let at = mirrors.iter().position(|mirror| mirror.shard == shard);
             at.is_some_and(|at| gone & 1 << at != 0)
         };
         let orphans = store
             .find(|copy: &Mirrored| volumes.get(copy.volume as usize).is_some() && left(copy.from));
+        *any |= !orphans.is_empty();
         for slot in orphans {
             let copy = store.get_mut(slot);
             copy.orphan = true;
@@ -430,14 +432,15 @@ impl PrimaryShard {
     /// The responsible shard has what members have of these volumes in its books: nobody has to be sent
     /// copies any more, until it leaves, too.
     pub(super) fn copies_in_books(&mut self, from: ShardId, volumes: &[Held]) {
-        for held in volumes {
-            let Some(index) = self.volume_index(held.volume) else { continue };
-            let known = |copy: &Mirrored| copy.orphan && copy.from == from && copy.volume == index;
-            let known = self.store.find(known);
-            for slot in known {
-                self.store.get_mut(slot).orphan = false;
-            }
+        if !self.orphans {
+            return;
         }
+        let listed: BTreeSet<u32> =
+            volumes.iter().filter_map(|held| self.volume_index(held.volume)).collect();
+        for slot in self.store.find(|c| c.orphan && c.from == from && listed.contains(&c.volume)) {
+            self.store.get_mut(slot).orphan = false;
+        }
+        self.orphans = self.store.iter().any(|copy| copy.orphan);
     }
 
     pub(super) fn is_moved(&self, volume: VolumeId) -> bool {

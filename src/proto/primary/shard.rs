@@ -158,6 +158,8 @@ pub struct PrimaryShard {
     pub(super) recovery: Option<Recovery>,
     /// Forwarded updates that were recovered with a number: who took them, and their names there.
     pub(super) recovered_forwards: Vec<(u8, ForwardId)>,
+    /// Copies here may have to be sent to who is responsible now: their bookkeeper failed.
+    pub(super) orphans: bool,
     /// Updates lack copies for want of room.
     pub(super) lone: bool,
     /// Volumes that change hands in this epoch because their owner failed, ascending.
@@ -275,6 +277,7 @@ impl PrimaryShard {
             order: RangeOrder::with_capacity(1024),
             recovery: None,
             recovered_forwards: Vec::new(),
+            orphans: false,
             lone: false,
             moved: Vec::new(),
             moves: Moves::default(),

@@ -332,20 +332,24 @@ impl PrimaryShard {
         let mut records = recovery.records.into_iter().peekable();
         let (mut entered, mut histories) = (Vec::new(), Vec::new());
         for volume in 0..self.volumes.len() as u32 {
-            let kept = recovery.kept.get(&volume).map_or(&[][..], Vec::as_slice);
             let mut list = Vec::new();
             while let Some((_, mut gathered)) = records.next_if(|((v, _), _)| *v <= volume) {
                 gathered.holders &= members;
                 list.push(gathered);
             }
-            let history = core::mem::take(&mut self.volumes[volume as usize].history);
-            if matches!(self.volumes[volume as usize].standing, Standing::Gathering) {
-                self.recover_volume(now, volume, list, kept, &mut entered);
-            } else if history {
-                self.recover_history(now, volume, list, kept, &mut entered);
-                histories.extend(Some(volume).filter(|v| !self.is_responsible(*v)));
-            } else {
+            if !self.volumes[volume as usize].is_gathering() {
                 list.iter().for_each(|gathered| self.recovered_confirmed(gathered));
+                continue;
+            }
+            self.volumes[volume as usize].history = false;
+            let mut kept = self.kept(volume as usize);
+            kept.extend(recovery.kept.get(&volume).into_iter().flatten());
+            let live = self.without_confirmed(volume, list);
+            if matches!(self.volumes[volume as usize].standing, Standing::Gathering) {
+                self.recover_volume(now, volume, &live, &kept, &mut entered);
+            } else {
+                self.recover_history(now, volume, &live, &kept, &mut entered);
+                histories.extend(Some(volume).filter(|v| !self.is_responsible(*v)));
             }
         }
         self.greet_coordinator();
@@ -396,20 +400,17 @@ impl PrimaryShard {
         &mut self,
         now: Nanos,
         index: u32,
-        records: Vec<Gathered>,
-        others: &[Kept],
+        live: &[Gathered],
+        kept: &[Kept],
         entered: &mut Vec<u32>,
     ) {
-        let mut kept = self.kept(index as usize);
-        kept.extend(others);
         let last_kept = kept.iter().map(|kept| kept.last).max().unwrap_or(Seq(0));
-        let live = self.without_confirmed(index, records);
         let mut slots = Vec::new();
         let mut voids = 0;
         // Only what comes after this can be missing.
         let mut before = self.volumes[index as usize].confirmed;
-        for gathered in &live {
-            voids += self.lost_numbers(now, index, before, &gathered.info, &kept);
+        for gathered in live {
+            voids += self.lost_numbers(now, index, before, &gathered.info, kept);
             before = gathered.info.seq;
             if before < last_kept {
                 // A living member was handed the volume after that: it is on the base, and what came after
@@ -449,16 +450,13 @@ impl PrimaryShard {
         &mut self,
         now: Nanos,
         index: u32,
-        records: Vec<Gathered>,
-        others: &[Kept],
+        live: &[Gathered],
+        kept: &[Kept],
         entered: &mut Vec<u32>,
     ) {
-        let mut kept = self.kept(index as usize);
-        kept.extend(others);
-        let live = self.without_confirmed(index, records);
         let mut before = self.volumes[index as usize].confirmed;
-        for gathered in &live {
-            self.lost_numbers(now, index, before, &gathered.info, &kept);
+        for gathered in live {
+            self.lost_numbers(now, index, before, &gathered.info, kept);
             before = gathered.info.seq;
             entered.push(self.recover_update(index, gathered, true));
         }

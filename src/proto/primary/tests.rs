@@ -62,15 +62,22 @@ fn commands(shard: &mut PrimaryShard) -> Vec<Command> {
     std::iter::from_fn(|| shard.poll_command()).collect()
 }
 
-/// A shard with set 1 open and released, its mirror up with a budget.
-fn started(copies: u8) -> PrimaryShard {
-    let mut shard = shard(P1, P2, copies);
-    shard.handle_peer_up(P2);
-    shard.handle_message(Nanos(0), P2, E, Message::Budget { bytes: 40_000 });
+/// A shard that has met all its peers, with set 1 open and released.
+fn met(config: &PrimaryConfig) -> PrimaryShard {
+    let mut shard = PrimaryShard::new(config);
+    for MirrorPeer { shard: peer, .. } in &config.mirrors {
+        shard.handle_peer_up(*peer);
+        shard.handle_message(Nanos(0), *peer, E, Message::Budget { bytes: 40_000 });
+    }
     prepare(&mut shard, 1);
     release(&mut shard, 1);
     commands(&mut shard);
     shard
+}
+
+/// A shard with set 1 open and released, its mirror up with a budget.
+fn started(copies: u8) -> PrimaryShard {
+    met(&config(P1, P2, copies))
 }
 
 fn prepare(shard: &mut PrimaryShard, set: u64) {

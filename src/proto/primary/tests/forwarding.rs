@@ -18,15 +18,7 @@ fn one_of_three(me: ShardId, copies: u8) -> PrimaryShard {
         owner: *peer,
         ..own
     }));
-    let mut shard = PrimaryShard::new(&config);
-    for peer in peers {
-        shard.handle_peer_up(peer);
-        shard.handle_message(Nanos(0), peer, E, Message::Budget { bytes: 40_000 });
-    }
-    prepare(&mut shard, 1);
-    release(&mut shard, 1);
-    commands(&mut shard);
-    shard
+    met(&config)
 }
 
 const STAMP: Stamp = Stamp { record_bytes: 4352, time_ns: 0, time_error_ns: 0 };

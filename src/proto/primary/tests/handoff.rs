@@ -30,14 +30,7 @@ fn one_of_three(me: ShardId) -> PrimaryShard {
     config.me = me;
     config.mirrors =
         peers.iter().map(|shard| MirrorPeer { shard: *shard, ..config.mirrors[0] }).collect();
-    let mut shard = PrimaryShard::new(&config);
-    for peer in peers {
-        shard.handle_peer_up(peer);
-        shard.handle_message(Nanos(0), peer, E, Message::Budget { bytes: 40_000 });
-    }
-    prepare(&mut shard, 1);
-    release(&mut shard, 1);
-    commands(&mut shard);
+    let mut shard = met(&config);
     shard.planned(&record());
     let planned = (P1, Message::Planned { map_version: MAP });
     let mut wanted = commands(&mut shard);

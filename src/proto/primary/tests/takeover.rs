@@ -30,19 +30,7 @@ fn member() -> PrimaryShard {
     let mut config = config(P1, P3, 2);
     config.me = P2;
     config.mirrors.push(MirrorPeer { shard: P1, grant_bytes: 1 << 20, is_target: true });
-    started_member(&config)
-}
-
-fn started_member(config: &PrimaryConfig) -> PrimaryShard {
-    let mut shard = PrimaryShard::new(config);
-    for peer in [P1, P3] {
-        shard.handle_peer_up(peer);
-        shard.handle_message(Nanos(0), peer, E, Message::Budget { bytes: 40_000 });
-    }
-    prepare(&mut shard, 1);
-    release(&mut shard, 1);
-    commands(&mut shard);
-    shard
+    met(&config)
 }
 
 /// A copy of number `seq` arrives from P1.
@@ -325,7 +313,7 @@ fn no_set_is_closed_before_all_that_is_taken_over_is_in_it() {
     config.mirrors.push(MirrorPeer { shard: P1, grant_bytes: 1 << 20, is_target: true });
     config.groups[0].policy = MirrorPolicy::Partner(1);
     config.volumes.push(VolumeConfig { id: VolumeId(2), owner: P2, ..config.volumes[0] });
-    let mut shard = started_member(&config);
+    let mut shard = met(&config);
     copy(&mut shard, 1, 1);
     let admitted = shard.admit(1, 4352).expect("there is room");
     shard.host_update(admitted, &HostUpdate { volume: 1, ..update(7, 100) });
