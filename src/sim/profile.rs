@@ -337,7 +337,8 @@ impl Profile {
         }
         let move_ns = rng.pick(&[200 * US, MS, 5 * MS]);
         let move_ppm = rng.pick(&[100_000, 500_000, 1_000_000]);
-        if knobs.moves.unwrap_or(false) && profile.primaries > 1 {
+        let moves = rng.chance(250_000);
+        if knobs.moves.unwrap_or(moves) && profile.primaries > 1 {
             profile.epochs = true;
             profile.movers.move_ns = move_ns;
             profile.movers.move_ppm = move_ppm;

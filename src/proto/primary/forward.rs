@@ -10,7 +10,7 @@ use super::number::HostUpdate;
 use super::peers::Mirror;
 use super::room::Full;
 use super::shard::{PrimaryShard, RecordVerdict};
-use super::slab::HERE;
+use super::slab::{ELSEWHERE, HERE};
 use crate::proto::command::{Command, HostTag, RecordRole, Token};
 use crate::proto::message::Message;
 use crate::proto::types::{
@@ -231,8 +231,11 @@ impl PrimaryShard {
         forward.travels = false;
         let to = usize::from(forward.to);
         self.mirrors[to].in_flight -= 1;
-        self.redirect(slot);
-        self.settle_forward(slot);
+        if self.forwards.at(slot).answered {
+            self.settle_forward(slot);
+        } else {
+            self.redirect(slot);
+        }
         if !self.mirrors[to].backlog.is_empty() {
             self.send_again(to);
         }
@@ -336,16 +339,25 @@ impl PrimaryShard {
         }
     }
 
-    /// Sends a rejected update to the shard that is responsible, once its record does not travel.
+    /// Sends a rejected update to the shard that is responsible, once its record does not travel: the
+    /// one that is so by then.
     pub(super) fn redirect(&mut self, slot: u32) {
         let forward = &mut self.forwards.slots[slot as usize];
         if forward.travels {
             return;
         }
-        let Some(to) = forward.redirect.take() else { return };
-        if to == HERE {
-            return self.take_back(slot);
+        let Some(named) = forward.redirect.take() else { return };
+        let volume = forward.volume;
+        let to = match self.volumes[volume as usize].owner {
+            _ if named == HERE && self.is_coming(volume) => HERE,
+            owner => owner,
+        };
+        match to {
+            HERE => return self.take_back(slot),
+            ELSEWHERE => return self.answer(slot, NvmeStatus::ANA_TRANSITION),
+            _ => {}
         }
+        let forward = &mut self.forwards.slots[slot as usize];
         let bytes = u64::from(forward.record_bytes);
         if let Some(peer) = self.mirrors.get_mut(usize::from(forward.to)) {
             peer.forwarded_bytes -= bytes;

@@ -270,7 +270,6 @@ impl PrimaryShard {
         };
         self.moves.left.push((volume.config.id, to, message.clone()));
         self.commands.push_back(Command::Send { to, message });
-        self.moves.lasts.retain(|(volume, _, _)| *volume != index);
     }
 
     /// A former owner hands a volume over.
@@ -312,8 +311,9 @@ impl PrimaryShard {
         volume.lost_from = handed.lost_from;
         volume.confirmed = volume.confirmed.max(handed.confirmed);
         let (id, group) = (volume.config.id, volume.group);
-        let lasts = handed.lasts.into_iter().map(|(set, seq)| (handed.volume, set, seq));
-        self.moves.lasts.extend(lasts);
+        for (set, seq) in handed.lasts {
+            self.remember_last(handed.volume, set, seq);
+        }
         self.known_to_be_confirmed(group);
         let report = Report::HandedOver { volume: id, from: handed.from, next: handed.next };
         self.commands.push_back(Command::Report(report));
@@ -401,12 +401,15 @@ impl PrimaryShard {
         .collect()
     }
 
-    /// Those of them that others may have to know: all, unless they are the volume's latest, so that nobody
-    /// can take them for lost ones between others.
+    /// Those of them that others may have to know: all, unless they are the latest of a volume that is open
+    /// here, so that nobody can take them for lost ones between others.
     pub(super) fn kept_to_tell(&self, index: usize) -> Vec<Kept> {
         let kept = self.kept(index);
         let volume = &self.volumes[index];
+        // The next number of one that is on its way here is of when it was here last.
+        let open = matches!(volume.standing, Standing::Ready | Standing::Restoring(_));
         let latest = volume.owner == HERE
+            && open
             && kept.windows(2).all(|pair| pair[0].last.next() == pair[1].first)
             && kept.last().is_none_or(|kept| kept.last.next() == volume.next_seq);
         if latest { Vec::new() } else { kept }
@@ -414,7 +417,13 @@ impl PrimaryShard {
 
     /// A member keeps numbers of a volume: they are confirmed when their set is.
     pub(super) fn kept_elsewhere(&mut self, index: u32, kept: Kept) {
-        let known = (index, kept.set, kept.last);
+        self.remember_last(index, kept.set, kept.last);
+    }
+
+    /// Kept until the set is confirmed, also when the volume has gone on since: its next owner may fail
+    /// before it has heard of that.
+    fn remember_last(&mut self, index: u32, set: SetId, last: Seq) {
+        let known = (index, set, last);
         if !self.moves.lasts.contains(&known) {
             self.moves.lasts.push(known);
         }

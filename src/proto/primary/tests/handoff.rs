@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::proto::membership::{Plan, SiteRecord};
+use crate::proto::message::Kept;
 use crate::proto::types::MoverId;
 
 const P3: ShardId = ShardId::new(3, 0);
@@ -216,4 +217,58 @@ fn a_hand_over_is_said_again_when_the_link_comes_up() {
         None,
         "all shards have said that they have everything"
     );
+}
+
+/// The moves are over, and the volume is to move on to `to`; the shard switches to set 3 by that.
+fn move_on(shard: &mut PrimaryShard, to: ShardId) -> Vec<Command> {
+    let done = record().carried_out().unwrap();
+    shard.planned(&done);
+    let next = done.planned(&[(V, to)]).unwrap();
+    shard.planned(&next);
+    let map_version = next.plan.map_or(MAP, |plan| plan.version);
+    let message = Message::Prepare { group: G, set: SetId(3), map_version };
+    shard.handle_message(Nanos(0), P1, E, message);
+    commands(shard)
+}
+
+#[test]
+fn of_a_volume_that_comes_back_all_that_is_kept_is_told() {
+    let mut from = one_of_three(P1);
+    write(&mut from, 7, 100);
+    let mirrored = sent(&commands(&mut from), RecordRole::Mirror);
+    switch(&mut from, 2);
+    from.handle_delivered(mirrored[0]);
+    let to_base = base_writes(&commands(&mut from));
+    from.handle_written(Nanos(0), to_base[0], NvmeStatus::SUCCESS);
+    assert!(handed(&commands(&mut from)).is_some());
+    let kept = [Kept { set: SetId(1), first: Seq(1), last: Seq(1) }];
+    assert_eq!(from.kept_to_tell(0), kept);
+    move_on(&mut from, P1);
+    assert!(from.is_responsible(0) && !from.is_ready(0), "P2 has not handed it over");
+    assert_eq!(from.kept_to_tell(0), kept, "what it gives out next is not known");
+}
+
+#[test]
+fn a_former_owner_still_learns_what_is_confirmed() {
+    let mut to = one_of_three(P2);
+    switch(&mut to, 2);
+    hand_off(&mut to);
+    assert!(handed(&move_on(&mut to, P3)).is_some());
+    confirm(&mut to, 1);
+    assert_eq!(to.volumes[0].confirmed, Seq(3), "P3 may fail before it has heard that");
+}
+
+#[test]
+fn a_rejected_update_goes_to_who_is_responsible_when_its_record_has_arrived() {
+    let mut taker = one_of_three(P2);
+    let info = write(&mut taker, 7, 100);
+    let travels = sent(&commands(&mut taker), RecordRole::Forward);
+    switch(&mut taker, 2);
+    hand_off(&mut taker);
+    let rejected = Message::NotResponsible { forward: info.forward, owner: P2, map_version: MAP };
+    taker.handle_message(Nanos(0), P1, E, rejected);
+    move_on(&mut taker, P3);
+    taker.handle_delivered(travels[0]);
+    assert!(taker.next_arrived().is_none());
+    assert_eq!(messages_to(&commands(&mut taker), RecordRole::Forward), [P3]);
 }
