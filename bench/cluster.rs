@@ -2,6 +2,7 @@
 
 use super::case::Case;
 use crossbeam::channel::{Receiver, Sender, bounded};
+use setline::config::Timestamps;
 use setline::dpdk::{Kind, MemifRole, Network, NextHop, Port, PortSpec};
 use setline::mem::arena::{LogLimits, SEGMENT_BYTES};
 use setline::proto::boundary::{BoundaryConfig, BoundaryGroup};
@@ -19,6 +20,7 @@ use setline::runtime::parts::{
 };
 use setline::runtime::poller::{Poller, RunningPoller};
 use setline::runtime::siblings::SiblingEnds;
+use setline::runtime::stamps::Sources;
 use setline::spdk::env::{DmaBuf, IoBuf};
 use setline::wire::packet::Incarnation;
 use std::net::Ipv4Addr;
@@ -111,7 +113,13 @@ impl Cluster {
                     let here = index == case.owner();
                     let owner = (!here).then(|| shard(case.owner()));
                     let bdev = here.then(|| base.into());
-                    vec![VolumeParts { id: VOLUME, block_bytes: 4096, owner, bdev }]
+                    vec![VolumeParts {
+                        id: VOLUME,
+                        block_bytes: 4096,
+                        timestamps: Timestamps::None,
+                        owner,
+                        bdev,
+                    }]
                 } else {
                     Vec::new()
                 },
@@ -123,6 +131,7 @@ impl Cluster {
                 incarnation: Incarnation::new(memory.lives).ok_or("too many cases")?,
                 hosts: None,
                 list: None,
+                times: Sources::default(),
                 siblings: SiblingEnds::default(),
                 journal: None,
                 requests,

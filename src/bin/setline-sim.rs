@@ -6,6 +6,7 @@ use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize;
 use serde_json::json;
+use setline::config::Timestamps;
 use setline::proto::sabotage::Sabotage;
 use setline::sim::campaign::{Campaign, Findings};
 use setline::sim::cluster::{Outcome, run};
@@ -79,6 +80,9 @@ struct Options {
     /// Whether volumes move between living primary movers
     #[arg(long = "move", value_name = "YES", help_heading = "Knobs")]
     moves: Option<bool>,
+    /// Where the time stamps of updates come from
+    #[arg(long, value_name = "SOURCE", help_heading = "Knobs")]
+    timestamps: Option<Timestamps>,
     /// No loss, duplication, damage or stragglers
     #[arg(long, help_heading = "Knobs")]
     calm_network: bool,
@@ -175,6 +179,7 @@ fn campaign(options: &Options) -> Campaign {
             journal_percent: options.journal_percent,
             fail: options.fail,
             moves: options.moves,
+            timestamps: options.timestamps,
             forward_ppm: options.forward_percent.map(|percent| percent * 10_000),
             period_ns: options.period_us.map(|us| us * 1000),
             calm_network: options.calm_network,
@@ -223,6 +228,9 @@ fn replay(campaign: &Campaign, seed: u64) -> String {
     }
     if let Some(moves) = knobs.moves {
         line.push_str(&format!(" --move {moves}"));
+    }
+    if let Some(source) = knobs.timestamps {
+        line.push_str(&format!(" --timestamps {}", source.name()));
     }
     let flags = [
         (knobs.calm_network, "calm-network"),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::control::model::{SetInfo, Status};
+use super::units::duration_ns;
+use crate::control::model::{SetInfo, Status, TimestampInfo};
 
 /// Merges what several movers know of the same sets: the farthest state, the fullest counts, the
 /// earliest time of each step. Newest first.
@@ -70,6 +71,20 @@ pub(crate) fn warnings(statuses: &[Status]) -> Vec<String> {
         }
     }
     said
+}
+
+/// Time stamps in words: where they come from, and how good they are.
+pub(super) fn stamps(info: TimestampInfo) -> String {
+    let source = info.source.name();
+    let bound = match info.error_ns {
+        Some(ns) => format!("± {}", duration_ns(u64::from(ns))),
+        None => "error not known".to_owned(),
+    };
+    match (info.synchronised, info.configured) {
+        (true, _) => format!("{source} {bound}"),
+        (false, true) => format!("{source} {bound} as configured, not synchronised"),
+        (false, false) => format!("{source}, {bound}, not synchronised"),
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ impl Fake {
             needs_resync: None,
             copies: 2,
             period_ms: 100,
+            timestamps: None,
             apply: match self.role {
                 Role::Primary => ApplyState::NotHere,
                 Role::Secondary => ApplyState::Paused { set: 5 },

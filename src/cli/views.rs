@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::CliError;
 use super::output::{Printer, maybe, number, set_cell, text, verdict};
 use super::reach::Reach;
-use super::show::{complaints, merge_sets, warnings};
+use super::show::{complaints, merge_sets, stamps, warnings};
 use super::units::{ago, bytes, clock, duration_ns, now_unix_ms, percent};
 use crate::config::Role;
 use crate::control::client::Client;
@@ -131,6 +131,7 @@ const GROUP_HEAD: &[&str] = &[
     "recovery point",
     "backlog",
     "hold p99",
+    "time stamps",
 ];
 
 fn group_rows(status: &Status) -> Vec<Vec<Cell>> {
@@ -164,6 +165,7 @@ fn group_row(seen_by: &str, seen_as: Role, group: &GroupStatus) -> Vec<Cell> {
             0 => text("-"),
             _ => number(duration_ns(group.boundary_hold_ns.p99)),
         },
+        maybe(group.timestamps, stamps),
     ]
 }
 
@@ -203,6 +205,7 @@ fn group_card(out: &mut Printer, seen_by: &str, group: &GroupStatus) -> Result<(
     row("protected", verdict(yes_no(group.protected), group.protected));
     row("copies", text(group.copies));
     row("period", text(duration_ns(group.period_ms.saturating_mul(1_000_000))));
+    row("time stamps", maybe(group.timestamps, stamps));
     row(
         "apply",
         text(match group.apply {

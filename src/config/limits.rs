@@ -34,6 +34,10 @@ pub const PERIOD_MS_MIN: u64 = 10;
 /// Longest formation period (F2), milliseconds: 30 days.
 pub const PERIOD_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
 
+/// Largest bound of a clock's error, microseconds: beyond, a time stamp's bound does not hold it and
+/// stands for "not known".
+pub const CLOCK_ERROR_US_MAX: u32 = 4_000_000;
+
 /// Smallest MTU: what every IPv4 host must take in (RFC 791).
 pub const MTU_BYTES_MIN: u16 = 576;
 /// Largest MTU: what data-centre NICs commonly carry.

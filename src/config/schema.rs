@@ -63,6 +63,7 @@ fn identity(mut s: Section<'_>) -> Identity {
         idle_rounds: s.or("idle_rounds", 200, int(1..=1_000_000)),
         sleep_us: s.or("sleep_us", 50, int(1..=10_000)),
         drain_ms_max: s.or("drain_ms_max", 30_000, int(0..=86_400_000)),
+        clock_error_us: s.may("clock_error_us", int(1..=i64::from(CLOCK_ERROR_US_MAX))),
         hugepage_mib: s.or("hugepage_mib", 0, int(64..=1 << 24)),
         log: s.or(
             "log",
@@ -347,6 +348,11 @@ fn group(mut s: Section<'_>) -> Group {
             "numbering",
             Numbering::Volume,
             one_of(&[("volume", Numbering::Volume), ("mover", Numbering::Mover)]),
+        ),
+        timestamps: s.or(
+            "timestamps",
+            Timestamps::None,
+            one_of(&[("none", Timestamps::None), ("clock", Timestamps::Clock)]),
         ),
         mirror_policy: s.or(
             "mirror_policy",

@@ -59,6 +59,7 @@ fn defaults_are_filled_in() {
     assert_eq!(mover.api.socket, PathBuf::from("/dev/shm/setline/p1/api.sock"));
     let group = &mover.groups[0];
     assert_eq!(group.copies_secondary, 1, "as many as there are movers");
+    assert_eq!(group.timestamps, Timestamps::None);
     let places: Vec<_> = group.volumes.iter().map(|v| (&*v.mover, &*v.target.mover)).collect();
     assert_eq!(places, [("p1", "s1"), ("p2", "s1")], "volumes are spread evenly");
     assert_eq!(group.volumes[0].uuid, Uuid::derive(&group.nqn, "ledger"));
@@ -137,7 +138,7 @@ fn a_misspelt_key_is_refused_and_the_right_one_named() {
     assert_eq!(
         faults(&with("arena_mib", "arena_mb")).lines().next().unwrap(),
         "p1.toml:11:1: error: mover.arena_mb: found an unknown key; allowed: `arena_mib` (if that \
-         was meant), or one of arena_mib, arena_mirror_percent, control_core, cores, drain_ms_max, \
+         was meant), or one of arena_mib, arena_mirror_percent, clock_error_us, control_core, cores, drain_ms_max, \
          hugepage_mib, id, idle, idle_rounds, log, log_format, name, role, run_dir, site, sleep_us, store"
     );
 }
@@ -184,6 +185,19 @@ fn keys_that_do_not_go_together_are_refused() {
         (
             with("arena_mib = 64", "arena_mib = 64\nhugepage_mib = 100"),
             "mover.hugepage_mib: found 100",
+        ),
+        (
+            with("arena_mib = 64", "arena_mib = 64\nclock_error_us = 500"),
+            "mover.clock_error_us: found a bound of the clock's error, and no group that is stamped \
+             by the clock; allowed: none, or timestamps = \"clock\" in a group",
+        ),
+        (
+            with("copies = 2 ", "timestamps = \"ntp\"\ncopies = 2 "),
+            "group[0].timestamps: found \"ntp\"; allowed: \"none\" or \"clock\"",
+        ),
+        (
+            with("arena_mib = 64", "arena_mib = 64\nclock_error_us = 5000000"),
+            "mover.clock_error_us: found 5000000; allowed: an integer from 1 to 4000000",
         ),
         (with("cores = [0]", "cores = []"), "at least one core"),
         (with("id = 2\nname", "id = 1\nname"), "peer[0].id: found 1, which is mover.id already"),

@@ -65,6 +65,9 @@ pub struct Identity {
     pub sleep_us: u32,
     /// Longest time that a stop waits until what is here is safe elsewhere, milliseconds.
     pub drain_ms_max: u32,
+    /// Bound of the system clock's error, microseconds, instead of what the kernel says (G8).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_error_us: Option<u32>,
     /// Directory for the run time's sockets and pid file.
     pub run_dir: PathBuf,
     /// The embedded store's file.
@@ -349,6 +352,8 @@ pub struct Group {
     pub copies_secondary: u8,
     /// Scope of sequence numbers (G7).
     pub numbering: Numbering,
+    /// Where the time stamps of its updates come from (G8).
+    pub timestamps: Timestamps,
     /// How the mirror target is chosen (G6).
     pub mirror_policy: MirrorPolicy,
     /// With [`MirrorPolicy::Partner`]: each mover's fixed partner, by name; complete.
@@ -367,6 +372,40 @@ pub enum Numbering {
     Volume,
     /// Beside that, one list over all volumes of a mover.
     Mover,
+}
+
+/// Where the time stamps of updates come from (G8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Timestamps {
+    /// There are none.
+    None,
+    /// The mover's system clock, with the bound of its error.
+    Clock,
+}
+
+impl Timestamps {
+    /// All sources.
+    pub const ALL: [Self; 2] = [Self::None, Self::Clock];
+
+    /// Its name in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Clock => "clock",
+        }
+    }
+}
+
+impl std::str::FromStr for Timestamps {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = || Self::ALL.map(Self::name).join(", ");
+        let mut all = Self::ALL.into_iter();
+        all.find(|source| source.name() == name).ok_or_else(|| format!("one of {}", known()))
+    }
 }
 
 /// How the mirror target is chosen (G6).

@@ -26,10 +26,13 @@ use super::requests::Waiting;
 use super::status::{Standing, View};
 use super::stop::{Outcome, Stopping};
 use super::store::{Boot, SetMark, Store, StoreError};
+use super::timing::Timing;
 use crate::config::{Mover, Role};
 use crate::proto::types::{GroupId, MoverId, Nanos, Seq, ShardId, VolumeId};
 use crate::runtime::messages::{FromPoller, PeerState, PollerSnapshot, ToPoller};
 use crate::runtime::plan::{Plan, Start};
+use crate::runtime::stamps::Sources;
+use crate::runtime::timekeeper::ClockState;
 use assignment::Balance;
 use membership::Site;
 
@@ -75,6 +78,8 @@ pub struct Setup {
     pub fencing: BTreeMap<VolumeId, Fencing>,
     /// The mover's part in its site's store.
     pub cluster: Part,
+    /// The mover's sources of time (G8).
+    pub times: Sources,
 }
 
 /// What the control thread is to do after a turn.
@@ -163,6 +168,7 @@ pub struct Driver {
     /// What hosts are to be told of paths.
     pub(super) paths: Vec<(VolumeId, PathState)>,
     cluster: Part,
+    timing: Timing,
     pub(super) site: Site,
     pub(super) balance: Balance,
     to_pollers: Vec<Sender<ToPoller>>,
@@ -208,7 +214,9 @@ impl Driver {
         };
         let record = setup.start.record(&setup.mover, &setup.plan.topology);
         let (calls_in, calls) = bounded(CALLS_MAX);
+        let timing = Timing::new(&setup.mover, setup.times);
         let mut driver = Self {
+            timing,
             standings: vec![standing; board.groups.len()],
             board,
             mover: setup.mover,
@@ -273,6 +281,12 @@ impl Driver {
                 self.site.record.owners.iter().map(|(id, _)| *id).collect();
             self.tell_owners(&volumes);
         }
+    }
+
+    /// The system clock's state is another one than before (G8).
+    pub fn clock_is(&mut self, at: Nanos, state: ClockState) {
+        let (level, message) = self.timing.clock_is(state);
+        self.event(at, level, "clock", None, message);
     }
 
     /// Paths whose state is another one since the last call: hosts are to be told.
@@ -344,6 +358,7 @@ impl Driver {
             faults,
             fencing: &self.fencing,
             cluster: &self.cluster,
+            timing: &self.timing,
             serving: self.serving,
         }
     }
@@ -361,6 +376,7 @@ impl Driver {
                 texts.push(format!("volume {name}: {}", fencing.reason));
             }
         }
+        texts.extend(self.timing.fault());
         texts.extend(self.fence_faults());
         texts
     }

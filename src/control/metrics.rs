@@ -108,6 +108,12 @@ impl View<'_> {
             list.count("group_protected", &group, u64::from(status.protected));
             list.count("group_needs_resync", &group, u64::from(status.needs_resync.is_some()));
             list.add("group_period_seconds", &group, status.period_ms as f64 / 1e3);
+            if let Some(stamps) = status.timestamps {
+                list.count("timestamps_synchronised", &group, u64::from(stamps.synchronised));
+                if let Some(error_ns) = stamps.error_ns {
+                    list.add("timestamp_error_seconds", &group, f64::from(error_ns) / 1e9);
+                }
+            }
             list.count("set_open", &group, status.sets.open);
             list.count("set_received", &group, status.sets.received);
             list.count("set_applied", &group, status.sets.applied);

@@ -23,6 +23,7 @@ mod requests;
 pub mod status;
 pub mod stop;
 pub mod store;
+pub mod timing;
 
 #[cfg(test)]
 mod tests;

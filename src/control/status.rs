@@ -14,6 +14,7 @@ use super::model::{
     GroupTotals, LedgerEntry, ManifestVolume, MarksInfo, MoverInfo, NeedsResync, SetInfo, SetState,
     Status, Summary, VolumeInfo, VolumeMap, VolumeMapEntry, colour_name,
 };
+use super::timing::Timing;
 use crate::config::{Disk, Group, Role, Volume};
 use crate::proto::command::SetState as ProtoState;
 use crate::proto::membership::SiteRecord;
@@ -49,6 +50,8 @@ pub struct View<'a> {
     pub fencing: &'a BTreeMap<VolumeId, Fencing>,
     /// The mover's part in its site's store.
     pub cluster: &'a Part,
+    /// What is known of the time.
+    pub timing: &'a Timing,
     /// Devices are open and hosts can connect.
     pub serving: bool,
 }
@@ -163,6 +166,7 @@ impl View<'_> {
             needs_resync,
             copies: config.copies,
             period_ms: group.period_ns / 1_000_000,
+            timestamps: self.timing.of(config.timestamps, self.evidence.now),
             apply: apply(board.role, group),
             sets: marks(group),
             consistency_point: group.applied_cut_ns.filter(|_| group.applied != SetId(0)).map(

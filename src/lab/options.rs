@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::faults::{KillOf, KillSpec, StopSpec};
 use crate::cli::parse_duration;
+use crate::config::Timestamps;
 
 /// `setline lab`.
 #[derive(Debug, Subcommand)]
@@ -47,6 +48,9 @@ pub struct Shape {
     /// left out.
     #[arg(long)]
     pub copies: Option<u8>,
+    /// Where the time stamps of updates come from: none or clock.
+    #[arg(long, value_name = "SOURCE", default_value = "none")]
+    pub timestamps: Timestamps,
     /// What joins the movers.
     #[arg(long, value_enum, default_value_t = Network::Memif)]
     pub network: Network,

@@ -310,6 +310,7 @@ impl Builder<'_> {
                 idle_rounds: 200,
                 sleep_us: 50,
                 drain_ms_max: 20_000,
+                clock_error_us: None,
                 store: run_dir.join("store.redb"),
                 hugepage_mib: hugepage_mib_needed(
                     usize::from(self.shape.pollers),
@@ -413,6 +414,7 @@ impl Builder<'_> {
             copies: self.copies,
             copies_secondary: self.copies.min(self.shape.secondary as u8),
             numbering: Numbering::Volume,
+            timestamps: self.shape.timestamps,
             mirror_policy: MirrorPolicy::Load,
             partners: BTreeMap::new(),
             volumes: volumes.collect(),

@@ -16,4 +16,5 @@ pub mod primary;
 pub mod ranges;
 pub mod sabotage;
 pub mod secondary;
+pub mod time;
 pub mod types;

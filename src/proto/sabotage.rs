@@ -63,6 +63,8 @@ pub enum Sabotage {
     HandOffUndrained,
     /// A shard goes on numbering a volume that has moved at the boundary (invariant 4).
     KeepMoved,
+    /// Time stamps follow a clock that is put back (G8).
+    ClockBack,
 }
 
 impl Sabotage {
@@ -70,7 +72,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -95,6 +97,7 @@ impl Sabotage {
         Self::VoidUntold,
         Self::HandOffUndrained,
         Self::KeepMoved,
+        Self::ClockBack,
     ];
 
     /// Whether `variant` is to be broken: `config.sabotage.is(Sabotage::OverlapAtBase)`.
@@ -134,6 +137,7 @@ impl Sabotage {
             Self::VoidUntold => "void-untold",
             Self::HandOffUndrained => "hand-off-undrained",
             Self::KeepMoved => "keep-moved",
+            Self::ClockBack => "clock-back",
         }
     }
 

@@ -6,7 +6,8 @@
 //! that the other core will read, and a batch costs that once. "Full" is a value
 //! that comes back to the caller.
 //!
-//! docs/adr/0005-ring.md has the comparison with crossbeam's queue.
+//! docs/adr/0005-ring.md has the comparison with crossbeam's queue. What is not passed on but looked
+//! at is a [`latch`].
 //!
 //! # Not done here
 //!
@@ -14,6 +15,7 @@
 //! n pollers has n rings.
 #![allow(unsafe_code)]
 
+pub mod latch;
 mod sync;
 #[cfg(all(test, not(setline_loom)))]
 mod tests;

@@ -9,9 +9,11 @@ use super::excluded::PATH_INACCESSIBLE;
 use super::inflight::InFlight;
 use super::poller::{IoContext, Poller};
 use super::siblings::{ForeignCommand, SiblingMessage};
+use crate::config::Timestamps;
 use crate::mem::arena::HEADER_BYTES;
 use crate::proto::command::HostTag;
-use crate::proto::primary::{HostUpdate, Stamp};
+use crate::proto::primary::HostUpdate;
+use crate::proto::time::TimeStamp;
 use crate::proto::types::{Extent, NvmeStatus, ShardId, UpdateKind};
 use crate::spdk::error::Submit;
 use crate::spdk::payload::ForeignIovs;
@@ -160,6 +162,10 @@ impl Poller {
         };
         let (extent, fua, index) = (command.extent, command.fua, command.volume);
         let volume = &mut self.volumes[index as usize];
+        let time = match volume.timestamps {
+            Timestamps::None => TimeStamp::NONE,
+            source => self.stamps.stamp(source),
+        };
         if volume.owner.is_none() {
             // What is forwarded counts where it is numbered.
             volume.counters.writes += 1;
@@ -177,8 +183,7 @@ impl Poller {
             buf,
             record_bytes,
             list_seq,
-            time_ns: 0,
-            time_error_ns: 0,
+            time,
         };
         let Some(shard) = self.node.primary() else { return Attempt::Numbered };
         let info = shard.host_update(admitted, &update);
@@ -206,13 +211,9 @@ impl Poller {
                 continue;
             }
             let list = self.list.as_ref().filter(|_| self.volumes[volume].numbered_by_mover);
-            let stamp = Stamp {
-                record_bytes: HEADER_BYTES as u32 + payload_len.next_multiple_of(64),
-                time_ns: 0,
-                time_error_ns: 0,
-            };
+            let record_bytes = HEADER_BYTES as u32 + payload_len.next_multiple_of(64);
             let next = || list.map_or(0, |list| list.fetch_add(1, Ordering::Relaxed));
-            let Some((buf, info)) = shard.number_arrived(&stamp, next) else { break };
+            let Some((buf, info)) = shard.number_arrived(record_bytes, next) else { break };
             let header = UpdateHeader::seal(&info);
             self.arena.header_mut(buf).copy_from_slice(header.as_bytes());
             let counters = &mut self.volumes[volume].counters;

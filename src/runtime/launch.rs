@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::clock::Clock;
+use super::clock::{Clock, Measuring};
 use super::fence::Fencing;
 use super::hosts::{Hosts, HostsError};
 use super::idle::IdlePolicy;
@@ -27,6 +27,8 @@ use super::parts::{ArenaParts, MachineConfigs, PollerParts};
 use super::plan::{self, FIRST_EPOCH, Machines, Plan, PlanError, PollerPlan, SecondaryPlan, Start};
 use super::poller::{Poller, PollerError, RunningPoller};
 use super::siblings::SiblingEnds;
+use super::stamps::Sources;
+use super::timekeeper::Timekeeper;
 use super::volumes::{VolumeError, Volumes};
 use crate::config::{Disk, Idle, Loaded, LogLevel, Mover, Numbering, PortKind, Role};
 use crate::control::admission::Admission;
@@ -37,11 +39,12 @@ use crate::control::driver::{Driver, PathState, Setup, Step};
 use crate::control::stop::Outcome;
 use crate::control::store::{StoreError, StoreIdentity};
 use crate::mem::arena::{LogLimits, SEGMENT_BYTES};
+use crate::mem::discipline;
 use crate::proto::membership::SiteRecord;
 use crate::proto::sabotage::Sabotage;
 use crate::proto::secondary::{CoordinatorConfig, ShardConfig, VolumeConfig};
 use crate::proto::types::{MoverId, Nanos, VolumeId};
-use crate::spdk::env::{DmaBuf, Env, EnvConfig, tsc_hz, tsc_now};
+use crate::spdk::env::{DmaBuf, Env, EnvConfig, tsc_now};
 use crate::spdk::error::Error;
 use crate::spdk::nvmf::AnaState;
 use crate::spdk::subsystem::{Config as Pools, Subsystems};
@@ -145,8 +148,9 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
     let identity = StoreIdentity { site: me.site.clone(), mover: me.name.clone(), id: me.id };
     let (mut store, mut boot) = boot::open_store(&me.store, &identity, unix_ms(), FORMER_ENDS_MAX)?;
 
+    let measuring = Measuring::begin();
     let env = ManuallyDrop::new(environment(&mover)?);
-    let clock = Clock::with_hz(tsc_hz());
+    let clock = measuring.end();
     let offset_ns = clock.unix_offset_ns();
     // Who is responsible for what does not matter to what is opened.
     let mut plan = Plan::new(&mover, &Start::default())?;
@@ -192,6 +196,8 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         .collect();
     store.begin_serving(&numbered, unix_ms())?;
 
+    let mut times = Sources::default();
+    let mut timekeeper = Timekeeper::new(&mover, &mut times, &clock, discipline::read);
     let (reports, from_pollers) = bounded(REPORTS_MAX);
     let session = Incarnation::new(boot.session).unwrap_or(Incarnation::MAX);
     let mut line = Assembly {
@@ -206,6 +212,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         session,
         ios_max: pools.bdev_ios as usize,
         list: list_of_numbers(&mover),
+        times: times.clone(),
         reports,
     };
     let mut to_pollers = Vec::new();
@@ -229,13 +236,14 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         reports: from_pollers,
         fencing: volumes.fencing(),
         cluster,
+        times,
     });
     let server = Server::start(&mover.api, Arc::new(control))?;
     let mut machine = Machine { env, app, subsystems, volumes, hosts, network, pollers };
     machine.let_hosts_in(&mover)?;
     driver.set_serving();
     ready(&mover);
-    let outcome = machine.control(&clock, &mut driver, &mut signals);
+    let outcome = machine.control(&clock, timekeeper.as_mut(), &mut driver, &mut signals);
     server.stop();
     let mut cluster = driver.into_cluster();
     if outcome == Outcome::Clean {
@@ -263,6 +271,7 @@ impl Machine {
     fn control(
         &mut self,
         clock: &Clock,
+        mut timekeeper: Option<&mut Timekeeper>,
         driver: &mut Driver,
         signals: &mut signal_hook::iterator::Signals,
     ) -> Outcome {
@@ -273,6 +282,9 @@ impl Machine {
                 let drain = !driver.is_stopping();
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 driver.begin_stop(clock.now(), drain, name);
+            }
+            if let Some(state) = timekeeper.as_mut().and_then(|keeper| keeper.turn(clock)) {
+                driver.clock_is(clock.now(), state);
             }
             let step = driver.turn(clock.now());
             self.fence(clock.now(), driver);
@@ -384,6 +396,7 @@ struct Assembly<'a> {
     session: Incarnation,
     ios_max: usize,
     list: Option<Arc<AtomicU64>>,
+    times: Sources,
     reports: Sender<FromPoller>,
 }
 
@@ -426,6 +439,7 @@ impl Assembly<'_> {
             incarnation: self.session,
             hosts: self.hosts.map(Hosts::groups),
             list: self.list.clone(),
+            times: self.times.clone(),
             siblings,
             journal: self.volumes.journal_parts(self.mover, self.plan, poller),
             requests,

@@ -5,6 +5,8 @@ pub mod idle;
 pub mod inflight;
 pub mod messages;
 pub mod plan;
+pub mod stamps;
+pub mod timekeeper;
 
 #[cfg(feature = "datapath")]
 mod contexts;

@@ -4,6 +4,8 @@ use super::clock::Clock;
 use super::idle::IdlePolicy;
 use super::messages::{FromPoller, ToPoller};
 use super::siblings::SiblingEnds;
+use super::stamps::Sources;
+use crate::config::Timestamps;
 use crate::dpdk::Queue;
 use crate::mem::arena::LogLimits;
 use crate::proto::boundary::BoundaryConfig;
@@ -59,6 +61,8 @@ pub struct PollerParts {
     pub hosts: Option<GroupFactory>,
     /// The mover's one list of numbers, where a group numbers so (G7).
     pub list: Option<Arc<AtomicU64>>,
+    /// The mover's sources of time (G8).
+    pub times: Sources,
     /// The rings to the mover's other pollers.
     pub siblings: SiblingEnds,
     /// The set journal, at a secondary mover.
@@ -108,6 +112,8 @@ pub struct VolumeParts {
     pub id: VolumeId,
     /// Its block size in bytes.
     pub block_bytes: u32,
+    /// Where the time stamps of updates come from that are taken here (G8).
+    pub timestamps: Timestamps,
     /// The shard of another mover that is responsible for it; none when this poller is.
     pub owner: Option<ShardId>,
     /// The block device under it: the base at a primary mover, the target at a secondary one.

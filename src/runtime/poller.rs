@@ -16,7 +16,9 @@ use super::parts::{MachineConfigs, PollerParts, TapOwner, VolumeParts};
 use super::readback::ReadBack;
 use super::remote::Remote;
 use super::siblings::{SiblingEnds, SiblingMessage};
+use super::stamps::Stamps;
 use super::stats::Stats;
+use crate::config::Timestamps;
 use crate::dpdk::Region;
 use crate::mem::arena::{Arena, LogId};
 use crate::proto::boundary::Boundary;
@@ -136,6 +138,7 @@ pub(super) struct Volume {
     pub(super) geometry_flush: bool,
     pub(super) unmap: bool,
     pub(super) numbered_by_mover: bool,
+    pub(super) timestamps: Timestamps,
     /// It is not being taken over; true where another shard is responsible.
     pub(super) ready: bool,
     /// Another mover has taken it over: nothing goes to its base any more.
@@ -176,6 +179,7 @@ pub struct Poller {
     /// The mover's one list of numbers, shared with the siblings (G7); touched only by groups
     /// that number so.
     pub(super) list: Option<Arc<AtomicU64>>,
+    pub(super) stamps: Stamps,
     /// Alignment of records that arrive: the strictest of the volumes.
     pub(super) record_align: usize,
     /// This thread's share of the hosts' connections.
@@ -351,6 +355,7 @@ impl Poller {
             remote,
             siblings: parts.siblings,
             list: parts.list,
+            stamps: Stamps::new(parts.clock, parts.times),
             quiesced: false,
             refusing: false,
             stats: Stats::new(&parts.clock),
@@ -577,6 +582,7 @@ impl Volume {
                 }
                 MachineConfigs::Secondary { .. } => false,
             },
+            timestamps: parts.timestamps,
             ready: true,
             excluded: false,
             counters: VolumeCounters { volume: parts.id, ..VolumeCounters::default() },

@@ -264,14 +264,16 @@ impl Volumes {
     ) -> Vec<VolumeParts> {
         let at_primary = mover.mover.role == Role::Primary;
         let all = poller.volumes.iter().chain(&poller.foreign);
-        all.map(|(group, index)| &mover.groups[*group].volumes[*index])
-            .map(|volume| {
+        all.map(|(group, index)| (&mover.groups[*group], *index))
+            .map(|(group, index)| {
+                let volume = &group.volumes[index];
                 let id = VolumeId(volume.id);
                 let bdev = self.bdevs.get(&id).and_then(Option::as_ref);
                 let owner = record.owner(id).filter(|owner| at_primary && *owner != poller.shard);
                 VolumeParts {
                     id,
                     block_bytes: volume.block_bytes,
+                    timestamps: group.timestamps,
                     owner,
                     bdev: bdev.map(|(name, _)| name.clone()),
                 }

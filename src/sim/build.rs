@@ -14,6 +14,7 @@ use super::prng::Rng;
 use super::profile::{MS, Profile, US};
 use super::queue::EventQueue;
 use super::stats::Stats;
+use super::times::Times;
 use super::trace::Trace;
 use crate::proto::boundary::Boundary;
 use crate::proto::link::{Link, LinkConfig, PeerEpoch};
@@ -72,6 +73,12 @@ impl Cluster {
             disk_rng: rng.fork(),
             host_rng: rng.fork(),
             fault_rng: rng.fork(),
+            times: Times::new(
+                rng.fork(),
+                profile.timestamps,
+                (profile.primaries, profile.pollers),
+                profile.sabotage,
+            ),
             trace,
             stats: Stats::default(),
             healed_at: None,

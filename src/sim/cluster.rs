@@ -14,6 +14,7 @@ use super::prng::Rng;
 use super::profile::{Knobs, Profile};
 use super::queue::EventQueue;
 use super::stats::Stats;
+use super::times::Times;
 use super::trace::Trace;
 use crate::journal::{IoId, Located};
 use crate::proto::command::{JournalPos, Token};
@@ -113,6 +114,7 @@ pub struct Cluster {
     pub(super) trace: Trace,
     pub(super) stats: Stats,
     pub(super) healed_at: Option<Nanos>,
+    pub(super) times: Times,
 }
 
 /// How a history ended.

@@ -10,7 +10,8 @@ use super::profile::block_values;
 use crate::mem::crc32c::crc32c;
 use crate::proto::command::{Command, HostTag, PayloadAt, Report, Token};
 use crate::proto::message::Message;
-use crate::proto::primary::{HostUpdate, PrimaryShard, Stamp};
+use crate::proto::primary::{HostUpdate, PrimaryShard};
+use crate::proto::time::TimeStamp;
 use crate::proto::types::{
     BufRef, Epoch, Extent, MoverId, NvmeStatus, ShardId, UpdateKind, VolumeId,
 };
@@ -196,6 +197,11 @@ impl Cluster {
         let fua = self.host_rng.chance(self.profile.fua_ppm);
         let placeholder = Record { bytes, info: super::arena::blank_info(), room: Room::Own };
         let buf = self.pollers[node].arena.insert(placeholder);
+        let taken = self.stamp(node);
+        if let Some(taken) = taken {
+            let Poller { id, life, .. } = self.pollers[node];
+            self.observer.stamped(write, id, life, taken)?;
+        }
         let update = HostUpdate {
             tag: HostTag(u64::from(write)),
             volume: index,
@@ -207,8 +213,7 @@ impl Cluster {
             buf,
             record_bytes: record_bytes as u32,
             list_seq: 0,
-            time_ns: 0,
-            time_error_ns: 0,
+            time: taken.map_or(TimeStamp::NONE, |taken| taken.stamp),
         };
         let machines = self.pollers[node].node.as_mut();
         let Some(shard) = machines.and_then(|m| m.primary()) else { return Ok(false) };
@@ -253,8 +258,9 @@ impl Cluster {
             let Some(arrived) = shard.next_arrived() else { return Ok(any) };
             let record_bytes = UPDATE_HEADER_BYTES as u32 + arrived.info.payload_len;
             let (origin, forward) = (arrived.info.origin, arrived.info.forward);
-            let stamp = Stamp { record_bytes, time_ns: 0, time_error_ns: 0 };
-            let Some((buf, info)) = shard.number_arrived(&stamp, || 0) else { return Ok(any) };
+            let Some((buf, info)) = shard.number_arrived(record_bytes, || 0) else {
+                return Ok(any);
+            };
             if let Some(record) = arena.get_mut(buf) {
                 record.number(&info);
             }

@@ -29,6 +29,7 @@ pub mod network;
 mod node;
 mod observe_members;
 pub mod observe_secondary;
+mod observe_times;
 pub mod observer;
 pub mod prng;
 pub mod profile;
@@ -36,4 +37,5 @@ pub mod queue;
 pub mod stats;
 #[cfg(test)]
 mod tests;
+mod times;
 pub mod trace;

@@ -9,7 +9,9 @@
 //! within one instant of virtual time.
 
 use super::cluster::EPOCH;
+use super::observe_times::LastStamp;
 use crate::proto::message::VolumeFacts;
+use crate::proto::time::TimeStamp;
 use crate::proto::types::{Epoch, Extent, NvmeStatus, Seq, SetId, UpdateKind};
 use crate::wire::update::UpdateInfo;
 use std::fmt;
@@ -118,6 +120,10 @@ pub struct HostWrite {
     pub safe: bool,
     /// Index of the poller that its host sent it to.
     pub path: usize,
+    /// Its time stamp, once it was taken.
+    pub time: TimeStamp,
+    /// No update that was acknowledged when it was issued was taken before, by their stamps.
+    pub told_ns: u64,
 }
 
 impl HostWrite {
@@ -221,6 +227,10 @@ pub struct Observer {
     pub(super) redo: Vec<(SetId, SetId)>,
     /// Updates whose base write failed and of which no report was seen.
     pub(super) unreported_voids: Vec<(usize, Seq)>,
+    /// By primary mover: what it stamped last.
+    pub(super) last_stamps: [LastStamp; MOVERS_MAX],
+    /// The latest of the earliest moments at which acknowledged updates can have been taken, by their stamps.
+    pub(super) told_ns: u64,
 }
 
 impl Observer {
@@ -252,6 +262,8 @@ impl Observer {
             applied: vec![SetId(0); shards],
             redo: vec![(SetId(0), SetId(0)); shards],
             unreported_voids: Vec::new(),
+            last_stamps: Default::default(),
+            told_ns: 0,
         }
     }
 
@@ -279,6 +291,8 @@ impl Observer {
             void_known: 0,
             safe: false,
             path: usize::MAX,
+            time: TimeStamp::NONE,
+            told_ns: self.told_ns,
         });
         self.writes.len() as WriteId - 1
     }
@@ -350,8 +364,9 @@ impl Observer {
     /// Whether a record's header says what is known of the update.
     pub(super) fn describes(&self, id: WriteId, info: &UpdateInfo) -> bool {
         let write = &self.writes[id as usize];
-        (write.kind, write.extent, write.seq, write.set)
-            == (info.kind, info.extent, info.seq, info.set)
+        let time = TimeStamp { time_ns: info.time_ns, error_ns: info.time_error_ns };
+        (write.kind, write.extent, write.seq, write.set, write.time)
+            == (info.kind, info.extent, info.seq, info.set, time)
     }
 
     /// A primary mover dropped a record.
@@ -536,6 +551,7 @@ impl Observer {
                 self.ensure_safe(1, id, "was acknowledged")?;
             }
             self.seen(id);
+            self.told_time(id);
         } else {
             ensure!(
                 10,

@@ -8,6 +8,7 @@
 
 use super::network::NetworkFaults;
 use super::prng::Rng;
+use crate::config::Timestamps;
 use crate::journal::{BLOCK_BYTES, Config, ENTRY_BYTES, Shape};
 use crate::proto::sabotage::Sabotage;
 use crate::wire::update::UPDATE_HEADER_BYTES;
@@ -160,6 +161,8 @@ pub struct Profile {
     pub journal_units: usize,
     /// Stage blocks of a journal beyond the least.
     pub stage_blocks: usize,
+    /// Where time stamps come from.
+    pub timestamps: Timestamps,
     /// The rule that the protocol breaks on purpose.
     pub sabotage: Sabotage,
 }
@@ -189,6 +192,8 @@ pub struct Knobs {
     pub fail: Option<bool>,
     /// Whether volumes move between living primary movers.
     pub moves: Option<bool>,
+    /// See [`Profile::timestamps`].
+    pub timestamps: Option<Timestamps>,
     /// No network faults.
     pub calm_network: bool,
     /// No disk faults.
@@ -321,6 +326,7 @@ impl Profile {
             },
             journal_units: rng.pick(&[2, 4, 16]),
             stage_blocks: rng.pick(&[0, 8, 64]),
+            timestamps: Timestamps::None,
             sabotage: knobs.sabotage,
         };
         if rng.chance(200_000) {
@@ -362,6 +368,8 @@ impl Profile {
         if knobs.calm_movers {
             profile.movers = MoverFaults::default();
         }
+        let timestamps = rng.pick(&[Timestamps::None, Timestamps::Clock]);
+        profile.timestamps = knobs.timestamps.unwrap_or(timestamps);
         profile
     }
 }

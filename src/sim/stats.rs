@@ -101,6 +101,10 @@ pub struct Stats {
     pub period_changes: u64,
     /// Pauses of apply.
     pub pauses: u64,
+    /// Updates that got a time stamp.
+    pub stamped: u64,
+    /// Of these, those whose error nobody knows.
+    pub stamped_unknown: u64,
 }
 
 macro_rules! each {
@@ -169,4 +173,6 @@ each!(
     closes,
     period_changes,
     pauses,
+    stamped,
+    stamped_unknown,
 );

@@ -2,6 +2,7 @@
 
 use super::campaign::{Campaign, Findings};
 use super::profile::Knobs;
+use crate::config::Timestamps;
 use crate::proto::sabotage::Sabotage;
 
 fn campaign(first: u64, seeds: u64, sabotage: Sabotage) -> Findings {
@@ -162,6 +163,20 @@ fn handing_a_volume_over_before_its_updates_are_on_the_base_is_seen() {
 #[test]
 fn numbering_a_volume_that_has_moved_is_seen() {
     assert_eq!(broken_in(moving, Sabotage::KeepMoved), 3);
+}
+
+#[test]
+fn time_stamps_that_follow_a_clock_back_are_seen() {
+    assert_eq!(broken(Sabotage::ClockBack), 11);
+}
+
+#[test]
+fn time_stamps_by_the_clock_change_nothing_else() {
+    let hash = |timestamps| {
+        let knobs = Knobs { timestamps: Some(timestamps), ..Knobs::default() };
+        run(1, 20, knobs).hash
+    };
+    assert_eq!(hash(Timestamps::None), hash(Timestamps::Clock));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::limits::*;
 use super::reader::Doc;
-use super::types::{ClusterStoreKind, Listener, Mover, Role};
+use super::types::{ClusterStoreKind, Listener, Mover, Role, Timestamps};
 
 /// Judges a completed configuration.
 pub(super) fn check(doc: &Doc, mover: &Mover) {
@@ -21,6 +21,7 @@ pub(super) fn check(doc: &Doc, mover: &Mover) {
     listeners(doc, mover);
     journal(doc, mover);
     cluster(doc, mover);
+    clock(doc, mover);
     network::check(doc, mover);
     groups::check(doc, mover);
 }
@@ -38,6 +39,15 @@ fn unique<T: Ord>(doc: &Doc, what: &str, values: impl IntoIterator<Item = (Strin
         } else {
             first.insert(value, key);
         }
+    }
+}
+
+fn clock(doc: &Doc, mover: &Mover) {
+    let used = mover.groups.iter().any(|group| group.timestamps == Timestamps::Clock);
+    let sound = doc.sound(&["mover.clock_error_us", "group"]) && !doc.any_below("group");
+    if mover.mover.clock_error_us.is_some() && !used && sound {
+        let found = "a bound of the clock's error, and no group that is stamped by the clock";
+        doc.error("mover.clock_error_us", found, "none, or timestamps = \"clock\" in a group");
     }
 }
 

@@ -100,6 +100,7 @@ impl Bench {
             reports: from,
             fencing: BTreeMap::new(),
             cluster,
+            times: Sources::default(),
         });
         let mut bench = Self {
             driver,

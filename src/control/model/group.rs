@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{MarksInfo, Summary};
+use crate::config::Timestamps;
 
 /// The state of a group; each transition is an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -65,6 +66,10 @@ pub struct GroupStatus {
     pub copies: u8,
     /// Formation period, milliseconds.
     pub period_ms: u64,
+    /// The time stamps of updates that are taken here (G8); none at the secondary site, and where
+    /// updates have none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub timestamps: Option<TimestampInfo>,
     /// Whether sets are applied (at the secondary).
     pub apply: ApplyState,
     /// The newest set in each state.
@@ -88,6 +93,20 @@ pub struct GroupStatus {
     pub write_latency_ns: Summary,
     /// Recovery point, sampled whenever a set was applied, microseconds.
     pub recovery_point_us: Summary,
+}
+
+/// The time stamps that a mover gives to updates (G8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimestampInfo {
+    /// Where they come from.
+    pub source: Timestamps,
+    /// The bound of their error at this moment, nanoseconds; none when it is not known.
+    pub error_ns: Option<u32>,
+    /// Whether the source is synchronised: the system clock as the kernel says.
+    pub synchronised: bool,
+    /// The bound of the clock's error is the configuration's.
+    #[serde(default)]
+    pub configured: bool,
 }
 
 /// Why a group must be resynchronised.

@@ -367,8 +367,8 @@ impl PrimaryShard {
             extent: forward.extent,
             block_bytes: volume.block_bytes,
             list_seq: 0,
-            time_ns: 0,
-            time_error_ns: 0,
+            time_ns: forward.time.time_ns,
+            time_error_ns: forward.time.error_ns,
             forward: id,
         };
         let (buf, volume) = (forward.buf, forward.volume);

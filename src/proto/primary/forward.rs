@@ -13,6 +13,7 @@ use super::shard::{PrimaryShard, RecordVerdict};
 use super::slab::{ELSEWHERE, HERE};
 use crate::proto::command::{Command, HostTag, RecordRole, Token};
 use crate::proto::message::Message;
+use crate::proto::time::TimeStamp;
 use crate::proto::types::{
     BufRef, Extent, ForwardId, GroupId, MapVersion, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
 };
@@ -36,6 +37,8 @@ pub(super) struct Forward {
     pub(super) extent: Extent,
     pub(super) payload_len: u32,
     pub(super) payload_crc: u32,
+    /// When this shard took it (G8).
+    pub(super) time: TimeStamp,
     /// Index of the mirror peer that it went to, or that answers it now; or [`HERE`].
     pub(super) to: u8,
     /// The link refers to the record.
@@ -173,6 +176,7 @@ impl PrimaryShard {
             extent: update.extent,
             payload_len: update.payload_len,
             payload_crc: update.payload_crc,
+            time: update.time,
             to: owner,
             travels: true,
             numbered: false,
@@ -210,8 +214,8 @@ impl PrimaryShard {
             extent: update.extent,
             block_bytes: volume.config.block_bytes,
             list_seq: 0,
-            time_ns: 0,
-            time_error_ns: 0,
+            time_ns: update.time.time_ns,
+            time_error_ns: update.time.error_ns,
             forward: id,
         };
         if crowded && self.groups[group].broken.is_none() {

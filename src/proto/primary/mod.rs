@@ -37,5 +37,5 @@ pub use mirror_store::Mirrored;
 pub use number::HostUpdate;
 pub use room::{Admitted, Full};
 pub use shard::{PrimaryShard, RecordVerdict};
-pub use take::{Arrived, Stamp};
+pub use take::Arrived;
 pub use view::{GroupView, LedgerView, PrimaryCounters};

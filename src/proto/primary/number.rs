@@ -7,6 +7,7 @@ use super::slab::{ELSEWHERE, FIRST_IN_RANGE, HERE, NIL, NOBODY, RELEASED, Update
 use crate::proto::command::{Command, HostTag, RecordRole};
 use crate::proto::ranges::Admission as RangeAdmission;
 use crate::proto::sabotage::Sabotage;
+use crate::proto::time::TimeStamp;
 use crate::proto::types::{
     BufRef, Extent, ForwardId, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId,
 };
@@ -35,10 +36,8 @@ pub struct HostUpdate {
     pub record_bytes: u32,
     /// The next number of the mover's list; 0 unless the group numbers so (G7).
     pub list_seq: u64,
-    /// Time stamp in nanoseconds since the Unix epoch; 0 when none.
-    pub time_ns: u64,
-    /// Bound on its error in nanoseconds.
-    pub time_error_ns: u32,
+    /// When it was taken from its source (G8).
+    pub time: TimeStamp,
 }
 
 impl PrimaryShard {
@@ -82,8 +81,8 @@ impl PrimaryShard {
             extent: update.extent,
             block_bytes: volume.config.block_bytes,
             list_seq: update.list_seq,
-            time_ns: update.time_ns,
-            time_error_ns: update.time_error_ns,
+            time_ns: update.time.time_ns,
+            time_error_ns: update.time.error_ns,
             forward: if origin == HERE { ForwardId(0) } else { ForwardId(update.tag.0) },
         };
         let unheard = origin != HERE && self.sabotage.is(Sabotage::NumberUnheard);
@@ -160,7 +159,8 @@ impl PrimaryShard {
         info
     }
 
-    /// What the record of `slot` says.
+    /// What the record of `slot` says, as far as its set needs it: the time stamp and the number in the
+    /// mover's list are in the record alone.
     pub(super) fn info(&self, slot: u32) -> UpdateInfo {
         let update = self.slab.get(slot);
         let volume = &self.volumes[update.volume as usize].config;

@@ -10,6 +10,7 @@ use super::shard::{PrimaryShard, RecordVerdict};
 use super::slab::{HERE, NOBODY};
 use crate::proto::command::{Command, HostTag};
 use crate::proto::message::Message;
+use crate::proto::time::TimeStamp;
 use crate::proto::types::{BufRef, ForwardId, NvmeStatus, ShardId};
 use crate::wire::update::UpdateInfo;
 use alloc::vec::Vec;
@@ -26,17 +27,6 @@ pub struct Arrived {
     /// Index of the mirror peer that took it; [`HERE`] when this shard did, before it was
     /// responsible.
     pub(super) from: u8,
-}
-
-/// What the caller adds to a forwarded update when it is numbered.
-#[derive(Clone, Copy, Debug)]
-pub struct Stamp {
-    /// What the record takes in an arena, header and padding included.
-    pub record_bytes: u32,
-    /// Time stamp in nanoseconds since the Unix epoch; 0 when none.
-    pub time_ns: u64,
-    /// Bound on its error in nanoseconds.
-    pub time_error_ns: u32,
 }
 
 impl PrimaryShard {
@@ -92,18 +82,19 @@ impl PrimaryShard {
         })
     }
 
-    /// Numbers [`Self::next_arrived`] if there is room for it; `list_seq` draws the next number of
-    /// the mover's list, or says 0 when the group does not number so (G7). The caller writes the
+    /// Numbers [`Self::next_arrived`] if there is room for it. It takes `record_bytes` in an arena,
+    /// header and padding included; `list_seq` draws the next number of the mover's list, or says 0 when
+    /// the group does not number so (G7). Its time stamp is its taker's (G8). The caller writes the
     /// header that says what is returned into the record before it carries out any command.
     pub fn number_arrived(
         &mut self,
-        stamp: &Stamp,
+        record_bytes: u32,
         list_seq: impl FnOnce() -> u64,
     ) -> Option<(BufRef, UpdateInfo)> {
         let index = self.next_index()?;
         let Arrived { info, buf, volume, from } = self.arrived[index];
         let peer = Some(from).filter(|from| *from != HERE);
-        let Ok(Admitted { mirrors }) = self.admit_own(volume, stamp.record_bytes, peer) else {
+        let Ok(Admitted { mirrors }) = self.admit_own(volume, record_bytes, peer) else {
             self.handle_refused();
             return None;
         };
@@ -121,10 +112,9 @@ impl PrimaryShard {
             payload_len: info.payload_len,
             payload_crc: info.payload_crc,
             buf,
-            record_bytes: stamp.record_bytes,
+            record_bytes,
             list_seq: list_seq(),
-            time_ns: stamp.time_ns,
-            time_error_ns: stamp.time_error_ns,
+            time: TimeStamp { time_ns: info.time_ns, error_ns: info.time_error_ns },
         };
         self.counters.taken += 1;
         Some((buf, self.number(mirrors, &update, from)))

@@ -5,6 +5,7 @@ use crate::proto::boundary::{Boundary, BoundaryConfig, BoundaryGroup};
 use crate::proto::command::{Command, HostTag, RecordRole, Report, Token};
 use crate::proto::message::{BrokenReason, FactsPart, Message};
 use crate::proto::sabotage::Sabotage;
+use crate::proto::time::TimeStamp;
 use crate::proto::types::{
     BufRef, Epoch, Extent, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId, UpdateKind,
     VolumeId,
@@ -110,8 +111,7 @@ fn update(tag: u64, lba: u64) -> HostUpdate {
         buf: BufRef(tag),
         record_bytes: 4352,
         list_seq: 0,
-        time_ns: 0,
-        time_error_ns: 0,
+        time: TimeStamp { time_ns: 1_000 + tag, error_ns: 7 },
     }
 }
 

@@ -21,8 +21,6 @@ fn one_of_three(me: ShardId, copies: u8) -> PrimaryShard {
     met(&config)
 }
 
-const STAMP: Stamp = Stamp { record_bytes: 4352, time_ns: 0, time_error_ns: 0 };
-
 /// P2 takes a write for volume 1, which is P1's.
 fn taken(taker: &mut PrimaryShard, tag: u64) -> (UpdateInfo, Token) {
     let volume = taker.volume_index(VolumeId(1)).unwrap();
@@ -35,7 +33,7 @@ fn taken(taker: &mut PrimaryShard, tag: u64) -> (UpdateInfo, Token) {
 fn arrives(owner: &mut PrimaryShard, from: ShardId, info: &UpdateInfo, buf: u64) -> UpdateInfo {
     let verdict = owner.handle_record(from, RecordRole::Forward, info, BufRef(buf));
     assert_eq!(verdict, RecordVerdict::Kept);
-    let (numbered, info) = owner.number_arrived(&STAMP, || 0).unwrap();
+    let (numbered, info) = owner.number_arrived(4352, || 0).unwrap();
     assert_eq!(numbered, BufRef(buf));
     info
 }
@@ -57,6 +55,9 @@ fn the_base_waits_until_the_taker_knows_the_number_and_the_taker_is_answered_las
     let (forwarded, delivery) = taken(&mut taker, 5);
     assert_eq!((forwarded.seq, forwarded.origin, forwarded.owner), (Seq(0), P2.mover, P1));
     let numbered = arrives(&mut owner, P2, &forwarded, 50);
+    for info in [&forwarded, &numbered] {
+        assert_eq!((info.time_ns, info.time_error_ns), (1_005, 7), "the taker's (G8)");
+    }
     taker.handle_delivered(delivery);
     assert_eq!((numbered.seq, numbered.set, numbered.origin), (Seq(1), SetId(1), P2.mover));
     assert_eq!(numbered.forward, forwarded.forward);
@@ -110,10 +111,10 @@ fn a_forwarded_record_waits_without_a_number_while_there_is_no_room() {
     let mut taker = one_of_three(P2, 3);
     let (forwarded, _) = taken(&mut taker, 1);
     owner.handle_record(P2, RecordRole::Forward, &forwarded, BufRef(50));
-    assert!(owner.number_arrived(&STAMP, || 0).is_none());
+    assert!(owner.number_arrived(4352, || 0).is_none());
     assert!(owner.next_arrived().is_some());
     owner.handle_message(Nanos(0), P3, E, Message::Budget { bytes: 40_000 });
-    assert!(owner.number_arrived(&STAMP, || 0).is_some());
+    assert!(owner.number_arrived(4352, || 0).is_some());
     assert!(owner.next_arrived().is_none());
 }
 
@@ -211,6 +212,9 @@ fn a_failed_base_write_is_void_at_the_taker_too_and_its_source_has_the_status() 
     let (mut owner, mut taker) = (one_of_three(P1, 2), one_of_three(P2, 2));
     let (forwarded, delivery) = taken(&mut taker, 5);
     let numbered = arrives(&mut owner, P2, &forwarded, 50);
+    for info in [&forwarded, &numbered] {
+        assert_eq!((info.time_ns, info.time_error_ns), (1_005, 7), "the taker's (G8)");
+    }
     taker.handle_delivered(delivery);
     taker.handle_record(P1, RecordRole::Numbered, &numbered, BufRef(51));
     let batch = commands(&mut owner);

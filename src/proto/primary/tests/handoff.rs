@@ -172,9 +172,9 @@ fn updates_for_a_volume_on_its_way_wait_at_the_new_owner_and_hold_up_no_others()
     switch(&mut to, 2);
     assert!(to.next_arrived().is_none());
     hand_off(&mut to);
-    let stamp = Stamp { record_bytes: 4352, time_ns: 0, time_error_ns: 0 };
-    let (buf, numbered) = to.number_arrived(&stamp, || 0).unwrap();
+    let (buf, numbered) = to.number_arrived(4352, || 0).unwrap();
     assert_eq!((buf, numbered.seq, numbered.origin), (BufRef(90), Seq(5), P3.mover));
+    assert_eq!((numbered.time_ns, numbered.time_error_ns), (1_007, 7), "as P3 took it");
 }
 
 #[test]
