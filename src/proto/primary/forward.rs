@@ -325,8 +325,9 @@ impl PrimaryShard {
         };
         self.counters.rejected += 1;
         let volume = self.forwards.at(slot).volume;
-        if owner == self.me && (self.is_responsible(volume) || self.is_coming(volume)) {
-            // The volume is on its way here.
+        if self.is_responsible(volume) || owner == self.me && self.is_coming(volume) {
+            // The volume has come here since, or is on its way. If it is to go on, to the one that was
+            // named, this shard has not switched, and hands it over when it does.
             self.forwards.at_mut(slot).redirect = Some(HERE);
             return self.redirect(slot);
         }

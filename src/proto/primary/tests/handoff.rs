@@ -272,3 +272,20 @@ fn a_rejected_update_goes_to_who_is_responsible_when_its_record_has_arrived() {
     assert!(taker.next_arrived().is_none());
     assert_eq!(messages_to(&commands(&mut taker), RecordRole::Forward), [P3]);
 }
+
+#[test]
+fn an_owner_that_has_not_switched_yet_does_not_give_the_volume_away_on_a_rejection() {
+    let mut to = one_of_three(P2);
+    let info = write(&mut to, 7, 100);
+    let travels = sent(&commands(&mut to), RecordRole::Forward);
+    switch(&mut to, 2);
+    hand_off(&mut to);
+    // P1 has switched to the next map already, by which the volume is P3's.
+    let map_version = MapVersion(3);
+    let rejected = Message::NotResponsible { forward: info.forward, owner: P3, map_version };
+    to.handle_message(Nanos(0), P1, E, rejected);
+    to.handle_delivered(travels[0]);
+    assert!(to.is_responsible(0));
+    let (_, numbered) = to.number_arrived(4352, || 0).unwrap();
+    assert_eq!((numbered.seq, numbered.owner), (Seq(5), P2));
+}
