@@ -28,7 +28,9 @@ const FLAG_ASK: u8 = 2;
 /// `payload_crc` holds the checksum of the payload. Absent only from whole records: their own
 /// header and payload checksums cover every byte.
 const FLAG_PAYLOAD_CRC: u8 = 4;
-const FLAGS_KNOWN: u8 = FLAG_SECONDARY | FLAG_ASK | FLAG_PAYLOAD_CRC;
+/// The sender has heard nothing of the receiver for as long as makes that one silent.
+const FLAG_UNHEARD: u8 = 8;
+const FLAGS_KNOWN: u8 = FLAG_SECONDARY | FLAG_ASK | FLAG_PAYLOAD_CRC | FLAG_UNHEARD;
 
 const KIND_BARE: u8 = 0;
 const KIND_MESSAGE: u8 = 1;
@@ -153,6 +155,8 @@ pub struct PacketInfo {
     pub site: Site,
     /// The sender wants an acknowledgement now.
     pub ask: bool,
+    /// The sender has heard nothing of the receiver for its silence limit.
+    pub unheard: bool,
     /// The poller that sent it.
     pub src: ShardId,
     /// The poller that it is for.
@@ -261,6 +265,9 @@ impl PacketHeader {
         if info.payload_crc.is_some() {
             flags |= FLAG_PAYLOAD_CRC;
         }
+        if info.unheard {
+            flags |= FLAG_UNHEARD;
+        }
         let mut header = Self {
             magic: U16::new(PACKET_MAGIC),
             version: PACKET_VERSION,
@@ -366,6 +373,7 @@ impl PacketHeader {
             channel,
             site: if self.flags & FLAG_SECONDARY == 0 { Site::Primary } else { Site::Secondary },
             ask: self.flags & FLAG_ASK != 0,
+            unheard: self.flags & FLAG_UNHEARD != 0,
             src: ShardId { mover: MoverId(self.src_mover.get()), poller: self.src_poller },
             dst: ShardId { mover: MoverId(self.dst_mover.get()), poller: self.dst_poller },
             epoch: Epoch(self.epoch.get()),
@@ -449,6 +457,7 @@ mod tests {
             channel: Channel::Data,
             site: Site::Secondary,
             ask: true,
+            unheard: true,
             src: ShardId::new(0x0102, 3),
             dst: ShardId::new(0x0405, 6),
             epoch: Epoch(7),
@@ -476,7 +485,7 @@ mod tests {
     fn golden_bytes_of_a_packet_header() {
         let header = PacketHeader::seal(&sample());
         let bytes = header.as_bytes();
-        assert_eq!(&bytes[..4], b"SL\x01\x07");
+        assert_eq!(&bytes[..4], b"SL\x01\x0f");
         let mut zeroed = bytes.to_vec();
         zeroed[4..8].fill(0);
         assert_eq!(bytes[4..8], crc32c(&zeroed).to_le_bytes());

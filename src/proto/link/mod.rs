@@ -99,6 +99,10 @@ pub struct Link {
     /// A bare packet should go out: a greeting or a heartbeat.
     greet: bool,
     silent: bool,
+    /// Since when every packet of the peer says that it does not hear this end.
+    unheard_since: Option<Nanos>,
+    /// That lasts: a path that is broken one way is broken.
+    unheard: bool,
     silence_told: bool,
     last_sent: Nanos,
     last_heard: Nanos,
@@ -139,6 +143,8 @@ impl Link {
             bitmap: Vec::with_capacity(bitmap),
             greet: true,
             silent: false,
+            unheard_since: None,
+            unheard: false,
             silence_told: false,
             last_sent: now,
             last_heard: now,
@@ -160,10 +166,10 @@ impl Link {
         self.phase == Phase::Open
     }
 
-    /// Whether the peer has been silent for `silent_ns`.
+    /// Whether the peer has been silent for `silent_ns`, or says that this end has for it.
     #[must_use]
     pub const fn is_silent(&self) -> bool {
-        self.silent
+        self.silent || self.unheard
     }
 
     /// The smoothed round trip of records, in nanoseconds; 0 before one was measured.
@@ -286,9 +292,9 @@ impl Link {
             Phase::Ending { reset } => return Some(self.end_session(reset)),
             Phase::Open | Phase::Alone => {}
         }
-        if self.silence_told != self.silent {
-            self.silence_told = self.silent;
-            return Some(if self.silent { Event::Silent } else { Event::Heard });
+        if self.silence_told != self.is_silent() {
+            self.silence_told = self.is_silent();
+            return Some(if self.silence_told { Event::Silent } else { Event::Heard });
         }
         None
     }
@@ -307,7 +313,7 @@ impl Link {
         self.phase = Phase::Open;
         // Tells the peer that its incarnation is known here, and how much it may send.
         self.greet = true;
-        self.silent = false;
+        (self.silent, self.unheard, self.unheard_since) = (false, false, None);
         self.silence_told = false;
         Event::Up { peer: self.known }
     }
@@ -323,7 +329,7 @@ impl Link {
             return event;
         }
         self.phase = Phase::Alone;
-        self.silent = false;
+        (self.silent, self.unheard, self.unheard_since) = (false, false, None);
         self.silence_told = false;
         Event::Closed
     }
@@ -364,6 +370,9 @@ impl Link {
         }
         self.last_heard = now;
         self.silent = false;
+        if info.unheard || self.unheard_since.is_some() {
+            self.note_unheard(now, info.unheard);
+        }
         if let Err(refusal) = self.take_acknowledgement(now, info, payload) {
             return self.refuse(refusal);
         }
@@ -372,6 +381,16 @@ impl Link {
             PacketKind::Message => self.take_message(info, payload),
             PacketKind::Record(role) => self.take_record(info, role),
         }
+    }
+
+    /// The peer says that it does not hear this end, or does again. One that was not heard for a while, as
+    /// its process stood still, finds packets that say so in its queue: what counts is that they keep
+    /// coming although this end speaks.
+    #[cold]
+    fn note_unheard(&mut self, now: Nanos, unheard: bool) {
+        self.unheard_since = unheard.then(|| self.unheard_since.unwrap_or(now));
+        let lasts = |since: Nanos| now.since(since) >= self.config.silent_ns / 2;
+        self.unheard = self.unheard_since.is_some_and(lasts);
     }
 
     #[inline]

@@ -49,6 +49,7 @@ impl Default for Transmit {
                 channel: Channel::Control,
                 site: Site::Primary,
                 ask: false,
+                unheard: false,
                 src: ShardId::default(),
                 dst: ShardId::default(),
                 epoch: Epoch(0),
@@ -181,6 +182,7 @@ impl Link {
         let packet = &mut out.packet;
         packet.channel = channel;
         packet.site = self.config.site;
+        packet.unheard = self.silent;
         packet.src = self.local;
         packet.dst = self.peer;
         packet.epoch = self.epoch;

@@ -210,6 +210,28 @@ fn a_silent_peer_is_reported_and_so_is_its_return() {
 }
 
 #[test]
+fn a_path_that_is_broken_one_way_is_broken_at_both_ends() {
+    for deaf in 0..2 {
+        let mut pair = pair(9);
+        pair.faults.deaf = Some(deaf);
+        pair.run(25 * MS);
+        assert_eq!(pair.nodes[deaf].events[1..], [Event::Silent]);
+        assert!(!pair.nodes[1 - deaf].link.is_silent(), "it might just have stood still");
+        pair.run(15 * MS);
+        assert_eq!(
+            pair.nodes[1 - deaf].events[1..],
+            [Event::Silent],
+            "it hears that it is not heard"
+        );
+        pair.faults.deaf = None;
+        pair.run(20 * MS);
+        for node in &pair.nodes {
+            assert_eq!(node.events[1..], [Event::Silent, Event::Heard]);
+        }
+    }
+}
+
+#[test]
 fn what_was_queued_for_a_restarted_peer_is_dropped_and_reported() {
     let mut pair = pair(10);
     pair.faults.cut = true;
@@ -295,6 +317,7 @@ fn history(seed: u64) {
             corrupt: [0, 0, 5][choice.below(3) as usize],
             delay_max: [0, 10_000, 300_000, 3_000_000][choice.below(4) as usize],
             cut: choice.chance(10),
+            deaf: choice.chance(10).then_some(0),
             partial_max: 0,
             no_room: [0, 0, 20][choice.below(3) as usize],
         };

@@ -36,6 +36,8 @@ pub(super) struct Faults {
     pub(super) corrupt: u64,
     pub(super) delay_max: u64,
     pub(super) cut: bool,
+    /// What goes to this end is lost.
+    pub(super) deaf: Option<usize>,
     /// The receiver has no room for a record, in percent of attempts.
     pub(super) no_room: u64,
     /// The receiver has room for so many incomplete records; 0 for any number.
@@ -246,7 +248,7 @@ impl Pair {
 
     fn post(&mut self, to: usize, mut bytes: Vec<u8>) {
         self.packets += 1;
-        if self.faults.cut || self.random.chance(self.faults.lose) {
+        if self.faults.cut || self.faults.deaf == Some(to) || self.random.chance(self.faults.lose) {
             return;
         }
         // Whole records have checksums of their own, which are not this module's.
