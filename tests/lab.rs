@@ -106,6 +106,36 @@ fn volumes_move_and_a_mover_is_drained_while_hosts_write() {
 }
 
 #[test]
+fn one_mover_is_killed_another_one_joins_and_a_third_is_drained() {
+    // A store to agree in and bases that all reach are what such a lab has by itself.
+    let faults = "--kill p2@1s --join p4@3s --drain p1@5s";
+    let report = passes(&format!("--seconds 7 --silence 1s --rate 1000 {faults}"));
+    for kind in ["kill-primary", "join", "drain"] {
+        assert_eq!(report["stalls"][kind]["faults"], 1, "{}", report["stalls"]);
+    }
+    assert_eq!(report["equality"]["by"], "bytes", "{}", report["equality"]);
+}
+
+#[test]
+fn a_mover_that_is_cut_off_both_ways_and_one_way() {
+    let faults = "--partition p1@1s:3s --mute p2@2s:3s --deafen p3@3s:3s";
+    let report = passes(&format!("--seconds 4 --silence 1s --rate 300 {faults}"));
+    for kind in ["partition", "mute", "deafen"] {
+        assert_eq!(report["stalls"][kind]["faults"], 1, "{}", report["stalls"]);
+    }
+    // Each was excluded, ended, and joined again once it reached the others.
+    assert!(report["exclusions"].as_u64() >= Some(3), "{report}");
+}
+
+#[test]
+fn random_events_in_a_row() {
+    let report = passes("--seconds 1 --events 8 --silence 2s --rate 500 --seed 12");
+    let stalls = report["stalls"].as_object().unwrap();
+    let events: u64 = stalls.values().filter_map(|kind| kind["faults"].as_u64()).sum();
+    assert_eq!(events, 8, "{stalls:?}");
+}
+
+#[test]
 fn movers_with_two_pollers_each_replicate_over_the_links_of_every_pair() {
     let report = passes("--seconds 5 --pollers 2 --check-every 1s");
     assert!(report["sets_applied"].as_u64() >= Some(10), "{}", report["sets_applied"]);

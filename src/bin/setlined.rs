@@ -4,6 +4,7 @@
 //! API), and ends with an exit code that says how. A first signal lets it make safe what it has; a
 //! second one ends that.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -66,9 +67,10 @@ fn main() -> std::process::ExitCode {
             ExitCode::Failure
         }
     };
+    let _ = std::io::stdout().flush();
     // Not by returning: after a failure SPDK's threads may still run, and nothing may be taken
     // down under them.
-    std::process::exit(i32::from(code as u8));
+    setline::spdk::env::end_process(i32::from(code as u8));
 }
 
 /// One line for people and scripts that wait for it.

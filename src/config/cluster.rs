@@ -87,6 +87,9 @@ fn same_member(file: &Loaded, at: usize, peer: &Peer, other: &Loaded, faults: &m
     if peer.role != me.role {
         differs("role", "another role".to_owned(), "the role".to_owned());
     }
+    if peer.founder != me.founder {
+        differs("founder", peer.founder.to_string(), me.founder.to_string());
+    }
     if usize::from(peer.pollers) != me.cores.len() {
         differs("pollers", peer.pollers.to_string(), me.cores.len().to_string());
     }

@@ -42,7 +42,7 @@ pub(super) fn complete(doc: &Doc, mover: &mut Mover) {
     }
 }
 
-/// Spreads volumes over the movers of one site: in file order, one mover after the other by
+/// Spreads volumes over the founders of one site: in file order, one mover after the other by
 /// number, and at each mover one poller after the other.
 struct Spread {
     movers: Vec<(String, u8)>,
@@ -52,7 +52,7 @@ struct Spread {
 
 impl Spread {
     fn new(mover: &Mover, role: Role) -> Self {
-        let members = mover.members_of(role);
+        let members = mover.founders_of(role);
         let movers = members.iter().map(|m| (m.name.to_owned(), m.pollers.max(1))).collect();
         Self { movers, next: 0, placed: BTreeMap::new() }
     }

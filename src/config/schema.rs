@@ -51,6 +51,7 @@ fn identity(mut s: Section<'_>) -> Identity {
         id: s.must("id", 0, int(1..=i64::from(u16::MAX))),
         site: s.must("site", String::new(), rules::name()),
         role: s.must("role", Role::Primary, role()),
+        founder: s.or("founder", true, boolean()),
         cores: s.list("cores", int(0..=CORE_MAX)).unwrap_or_default(),
         control_core: s.may("control_core", int(0..=CORE_MAX)),
         arena_mib: s.or("arena_mib", 256, int(i64::from(ARENA_MIB_MIN)..=i64::from(ARENA_MIB_MAX))),
@@ -275,6 +276,7 @@ fn peer(mut s: Section<'_>) -> Peer {
     let site = s.must("site", String::new(), rules::name());
     let role = s.must("role", Role::Primary, role());
     let pollers = s.or("pollers", 1, int(1..=POLLERS_MAX as i64));
+    let founder = s.or("founder", true, boolean());
     let mut paths = Vec::new();
     // One way for all pollers stands in the peer itself; several are [[peer.path]] tables.
     if s.has("path") {
@@ -294,7 +296,7 @@ fn peer(mut s: Section<'_>) -> Peer {
         paths.push(PeerPath { poller: None, peer_poller: None, port, ip, mac });
     }
     s.finish();
-    Peer { id, name, site, role, pollers, paths }
+    Peer { id, name, site, role, pollers, founder, paths }
 }
 
 fn ipv4() -> Rule<Ipv4Addr> {

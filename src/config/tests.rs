@@ -139,7 +139,7 @@ fn a_misspelt_key_is_refused_and_the_right_one_named() {
         faults(&with("arena_mib", "arena_mb")).lines().next().unwrap(),
         "p1.toml:11:1: error: mover.arena_mb: found an unknown key; allowed: `arena_mib` (if that \
          was meant), or one of arena_mib, arena_mirror_percent, clock_error_us, control_core, cores, drain_ms_max, \
-         hugepage_mib, id, idle, idle_rounds, log, log_format, name, role, run_dir, site, sleep_us, store"
+         founder, hugepage_mib, id, idle, idle_rounds, log, log_format, name, role, run_dir, site, sleep_us, store"
     );
 }
 
@@ -164,7 +164,7 @@ fn one_copy_is_said_loudly() {
 #[test]
 fn keys_that_do_not_go_together_are_refused() {
     let cases = [
-        (with("copies = 2 ", "copies = 3 "), "at most 2, the movers of the primary site"),
+        (with("copies = 2 ", "copies = 3 "), "at most 2, the movers that found the primary site"),
         (
             with("nsid = 2", "nsid = 1"),
             "group[0].volume[1].nsid: found 1, which is group[0].volume[0].nsid already",
@@ -206,6 +206,30 @@ fn keys_that_do_not_go_together_are_refused() {
         let said = faults(&text);
         assert!(said.contains(expected), "{expected:?} not in:\n{said}");
     }
+}
+
+#[test]
+fn a_site_begins_with_its_founders() {
+    let late = with("name = \"p2\"", "name = \"p2\"\nfounder = false");
+    let said = faults(&late);
+    assert!(said.contains("peer[0].founder: found false with cluster.store"), "{said}");
+    let etcd =
+        "[cluster]\nstore = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n\n[[listener]]";
+    let late = late.replacen("[[listener]]", etcd, 1);
+    assert!(faults(&late).contains("found 2 copies; allowed: at most 1"), "{}", faults(&late));
+    let founded = late.replace("copies = 2 ", "copies = 1 ");
+    let given = founded.replace("nsid = 1\n", "nsid = 1\nmover = \"p2\"\n");
+    let said = faults(&given);
+    assert!(said.contains("found \"p2\", which is no founder; allowed: a mover that"), "{said}");
+    let mover = parse(&founded).unwrap().mover;
+    let names =
+        |members: Vec<Member<'_>>| members.iter().map(|m| m.name.to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(mover.founders_of(Role::Primary)), ["p1"]);
+    assert_eq!(names(mover.members_of(Role::Primary)), ["p1", "p2"]);
+    let nobody = founded.replace("name = \"p1\"", "name = \"p1\"\nfounder = false");
+    assert!(faults(&nobody).contains("at least one founder"), "{}", faults(&nobody));
+    let there = founded.replace("name = \"s1\"", "name = \"s1\"\nfounder = false");
+    assert!(faults(&there).contains("true: its movers are fixed"), "{}", faults(&there));
 }
 
 #[test]

@@ -48,6 +48,9 @@ pub struct Identity {
     pub site: String,
     /// What its site does.
     pub role: Role,
+    /// Whether the site, when it begins, waits for this mover. One that is no founder joins later.
+    #[serde(skip_serializing_if = "is_true")]
+    pub founder: bool,
     /// One pinned poller per core; the position is the poller's index.
     pub cores: Vec<u16>,
     /// Core of the control thread; not pinned when absent.
@@ -292,6 +295,9 @@ pub struct Peer {
     pub role: Role,
     /// Number of its pollers.
     pub pollers: u8,
+    /// Whether its site, when it begins, waits for it.
+    #[serde(skip_serializing_if = "is_true")]
+    pub founder: bool,
     /// How its pollers are reached.
     #[serde(rename = "path")]
     pub paths: Vec<PeerPath>,
@@ -529,6 +535,14 @@ pub struct Member<'a> {
     pub role: Role,
     /// Number of its pollers.
     pub pollers: u8,
+    /// Whether its site, when it begins, waits for it.
+    pub founder: bool,
+}
+
+/// For serde, which asks by reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 impl Mover {
@@ -542,6 +556,7 @@ impl Mover {
             site: &me.site,
             role: me.role,
             pollers: u8::try_from(me.cores.len()).unwrap_or(u8::MAX),
+            founder: me.founder,
         }];
         members.extend(self.peers.iter().map(|peer| Member {
             id: peer.id,
@@ -549,6 +564,7 @@ impl Mover {
             site: &peer.site,
             role: peer.role,
             pollers: peer.pollers,
+            founder: peer.founder,
         }));
         members.sort_by_key(|member| member.id);
         members
@@ -560,6 +576,14 @@ impl Mover {
         let mut members = self.members();
         members.retain(|member| member.role == role);
         members
+    }
+
+    /// Those of them that the site waits for when it begins.
+    #[must_use]
+    pub fn founders_of(&self, role: Role) -> Vec<Member<'_>> {
+        let mut founders = self.members_of(role);
+        founders.retain(|member| member.founder);
+        founders
     }
 
     /// The mover called `name`.

@@ -36,16 +36,18 @@ impl Admission {
         Self { part, topology: Topology::new(mover), me, joins: false }
     }
 
-    /// Waits, as long as it takes, and meanwhile calls `pump` all the time. None when `stopped` says
+    /// Waits, as long as it takes, and meanwhile calls `pump` all the time. It joins a site only once
+    /// `unreached`, which says whom of the members the network does not reach, names nobody. None when `stopped` says
     /// that the mover is to end.
     pub fn wait(
         mut self,
         pump: &mut dyn FnMut(),
+        unreached: &mut dyn FnMut(&[MoverId]) -> Vec<MoverId>,
         stopped: &mut dyn FnMut() -> bool,
     ) -> Option<(Part, Entry)> {
         let mut told = Instant::now();
         loop {
-            let (entry, waits) = self.turn();
+            let (entry, waits) = self.turn(unreached);
             if let Some(entry) = entry {
                 return Some((self.part, entry));
             }
@@ -63,7 +65,10 @@ impl Admission {
     }
 
     /// One look. How the mover takes part, once that is decided; else what is waited for.
-    fn turn(&mut self) -> (Option<Entry>, String) {
+    fn turn(
+        &mut self,
+        unreached: &mut dyn FnMut(&[MoverId]) -> Vec<MoverId>,
+    ) -> (Option<Entry>, String) {
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let unix_ms = unix_ms as u64;
         for told in self.part.turn(unix_ms) {
@@ -101,8 +106,20 @@ impl Admission {
             }
             Standing::Outside => {
                 self.joins = true;
-                self.part.join(pollers, unix_ms);
-                "the others go on without this mover; it joins them".to_owned()
+                let members = self.part.record().map(|record| record.agreed().members);
+                let unreached = unreached(&members.unwrap_or_default());
+                let names: Vec<&str> =
+                    unreached.iter().filter_map(|id| topology.name(*id)).collect();
+                let wait_ms = self.part.join_after_ms(unix_ms);
+                if !unreached.is_empty() {
+                    // They would wait for its part of every set.
+                    format!("it does not reach members of its site: {}", names.join(", "))
+                } else if wait_ms > 0 {
+                    format!("the others did not hear it; it joins them again in {wait_ms} ms")
+                } else {
+                    self.part.join(pollers, unix_ms);
+                    "the others go on without this mover; it joins them".to_owned()
+                }
             }
         };
         (None, waits)

@@ -232,9 +232,19 @@ impl Evidence<'_> {
         !elected || self.site.members.contains(&mover)
     }
 
-    /// Whether no primary mover is heard, `unheard` being those that are not.
+    /// Whether no primary mover is heard, `unheard` being those that are not and should be.
     fn all_unheard(&self, unheard: &[String]) -> bool {
-        unheard.len() == self.mover.members_of(Role::Primary).len()
+        let is_primary = |mover| self.topology.role_of(mover) == Some(Role::Primary);
+        let mut primary = self.board.links.iter().filter(|((_, peer), _)| is_primary(peer.mover));
+        !unheard.is_empty() && primary.all(|(_, link)| link.state != PeerState::Up)
+    }
+
+    /// Whether a mover that was never heard is missed. One that is no founder of the other site may join
+    /// that one day.
+    #[must_use]
+    pub fn is_expected(&self, mover: MoverId) -> bool {
+        let own_site = self.topology.role_of(mover) == Some(self.board.role);
+        own_site || self.topology.is_founder(mover)
     }
 
     /// Movers of a site of which no link, or not every link, is up. Movers that start together
@@ -247,10 +257,10 @@ impl Evidence<'_> {
             .iter()
             .filter(|((_, peer), _)| self.topology.role_of(peer.mover) == Some(role))
             .filter(|((_, peer), _)| self.takes_part(peer.mover))
-            .filter(|(_, link)| match link.state {
+            .filter(|((_, peer), link)| match link.state {
                 PeerState::Up => false,
                 PeerState::Silent => true,
-                PeerState::Unknown => true,
+                PeerState::Unknown => self.is_expected(peer.mover),
             })
             .map(|((_, peer), _)| peer.mover)
             .collect();

@@ -88,7 +88,9 @@ impl View<'_> {
     pub fn ready(&self) -> bool {
         let board = self.evidence.board;
         let met = board.links.iter().all(|((_, peer), link)| {
-            link.state != PeerState::Unknown || !self.evidence.takes_part(peer.mover)
+            let counts = self.evidence.takes_part(peer.mover);
+            let missed = counts && self.evidence.is_expected(peer.mover);
+            link.state != PeerState::Unknown || !missed
         });
         let taking = |group: &GroupBoard| match board.role {
             Role::Primary => {

@@ -184,6 +184,12 @@ impl Queue {
         Some(Destination((self.targets.len() - 1) as u16))
     }
 
+    /// Whether the Ethernet address of a destination's next hop is known.
+    #[must_use]
+    pub fn knows(&self, to: Destination) -> bool {
+        self.neighbours.known(self.targets[usize::from(to.0)].row) != Known::NOTHING
+    }
+
     /// Bytes that fit behind the packet header: what a link's `payload_bytes_max` may be.
     #[must_use]
     pub fn payload_bytes_max(&self) -> u16 {

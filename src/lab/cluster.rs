@@ -1,6 +1,6 @@
 //! A lab that is made: its files and processes, and their removal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ pub struct Cluster {
     pub(super) site: Site,
     setlined: PathBuf,
     pub(super) processes: BTreeMap<String, Process>,
+    /// Movers that are to join later, and were not started yet.
+    absent: BTreeSet<String>,
     /// How often a mover ended because it was excluded, and was started again.
     exclusions: u64,
     released: bool,
@@ -84,10 +86,13 @@ impl Cluster {
             services: Vec::new(),
             namespaces: plan.veth.as_ref().map(netns::names).unwrap_or_default(),
         };
+        let late = plan.movers.iter().filter(|mover| !mover.config.mover.founder);
+        let absent = late.map(|mover| mover.config.mover.name.clone()).collect();
         let mut cluster = Self {
             plan,
             site,
             setlined,
+            absent,
             processes: BTreeMap::new(),
             exclusions: 0,
             released: false,
@@ -133,10 +138,23 @@ impl Cluster {
         &self.site
     }
 
-    /// Names of the movers of one site.
+    /// Names of the movers of one site, without those that are still to join.
     #[must_use]
     pub fn names(&self, role: Role) -> Vec<String> {
-        self.site.of(role).map(|mover| mover.name.clone()).collect()
+        let all = self.site.of(role).map(|mover| mover.name.clone());
+        all.filter(|name| !self.absent.contains(name)).collect()
+    }
+
+    /// Names of the movers of both sites, without those that are still to join.
+    #[must_use]
+    pub fn all_names(&self) -> Vec<String> {
+        [self.names(Role::Primary), self.names(Role::Secondary)].concat()
+    }
+
+    /// Names of the movers that are still to join.
+    #[must_use]
+    pub fn absent(&self) -> Vec<String> {
+        self.absent.iter().cloned().collect()
     }
 
     /// Starts what movers need, then every mover, and waits until all are ready.
@@ -145,7 +163,7 @@ impl Cluster {
     /// A mover that ends, or is not ready in time.
     pub fn start_all(&mut self, interrupt: &Interrupt, bar: &ProgressBar) -> Result<(), LabError> {
         self.start_services(interrupt)?;
-        let names: Vec<String> = self.site.movers.iter().map(|mover| mover.name.clone()).collect();
+        let names = self.all_names();
         for name in &names {
             interrupt.check()?;
             self.start(name)?;
@@ -170,6 +188,7 @@ impl Cluster {
             stdout: None,
         })?;
         mover.process = process.id();
+        self.absent.remove(name);
         self.processes.insert(name.to_owned(), process);
         Ok(self.site.write()?)
     }
@@ -213,7 +232,7 @@ impl Cluster {
     /// A mover that ends, or groups that are not consistent in time.
     pub fn wait_consistent(&mut self, interrupt: &Interrupt) -> Result<(), LabError> {
         let until = Instant::now() + READY_MAX;
-        let names = [self.names(Role::Primary), self.names(Role::Secondary)].concat();
+        let names = self.all_names();
         let is_consistent = |status: Status| {
             status.groups.iter().all(|group| group.state == GroupState::Consistent)
         };
@@ -254,8 +273,8 @@ impl Cluster {
     /// Whether every mover hears its site's store.
     #[must_use]
     pub fn has_stores(&self) -> bool {
-        let mut movers = self.site.movers.iter();
-        movers.all(|mover| self.status(&mover.name).is_ok_and(|status| status.cluster.available))
+        let names = self.all_names();
+        names.iter().all(|name| self.status(name).is_ok_and(|status| status.cluster.available))
     }
 
     /// Fails if a mover has ended that should run. One that ended because the others excluded it is
@@ -264,8 +283,7 @@ impl Cluster {
     /// # Errors
     /// [`LabError::Ended`], or a program that cannot be started.
     pub fn check_running(&mut self) -> Result<(), LabError> {
-        let movers: Vec<String> = self.site.movers.iter().map(|mover| mover.name.clone()).collect();
-        for name in movers {
+        for name in self.all_names() {
             let ended = self.processes.get_mut(&name).and_then(Process::ended);
             if ended.and_then(|status| status.code()) == Some(EXCLUDED) {
                 self.exclusions += 1;

@@ -7,9 +7,11 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::options::{Base, RunOptions, Shape, Store, Transport};
+use super::options::{Base, Network, RunOptions, Shape, Store, Transport};
 use super::plan::copies;
 use crate::cli::parse_duration;
+
+mod events;
 
 /// Who is to be killed, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct StopSpec {
 
 /// The word for all movers of the secondary site.
 pub const ALL_SECONDARY: &str = "all-secondary";
+/// No time at all.
+const NONE: Duration = Duration::ZERO;
 /// The sites' words, and the services that keep their stores.
 const STORES: [(&str, &str); 2] = [("primary", "etcd-here"), ("secondary", "etcd-there")];
 
@@ -103,6 +107,14 @@ pub enum Kind {
     Drain,
     /// A volume moved to another primary mover.
     Move,
+    /// A primary mover that was not there before, started.
+    Join,
+    /// A primary mover cut off the others, and joined to them again.
+    Partition,
+    /// The same one way: the others did not hear it.
+    Mute,
+    /// The same one way: it did not hear the others.
+    Deafen,
 }
 
 impl Kind {
@@ -116,6 +128,10 @@ impl Kind {
             Self::StopStore => "store stopped",
             Self::Drain => "primary mover drained",
             Self::Move => "volume moved",
+            Self::Join => "primary mover joined",
+            Self::Partition => "primary mover cut off",
+            Self::Mute => "primary mover not heard",
+            Self::Deafen => "primary mover deaf",
         }
     }
 }
@@ -125,6 +141,8 @@ impl Kind {
 pub struct Fault {
     /// Time from the start of writing.
     pub at: Duration,
+    /// Least time since the lab got over the one before.
+    pub after: Duration,
     /// What is done.
     pub kind: Kind,
     /// To these processes, at once.
@@ -159,6 +177,12 @@ pub enum FaultError {
         "{spec}: with one copy of each update its mover's end loses some; use --copies 2 or more"
     )]
     OneCopy {
+        /// What was asked for.
+        spec: String,
+    },
+    /// Only network namespaces can be cut.
+    #[error("{spec}: only namespaces can be cut off each other; use --network veth")]
+    NotCut {
         /// What was asked for.
         spec: String,
     },
@@ -209,8 +233,10 @@ impl Random {
 /// The movers of a lab, by site.
 #[derive(Debug, Clone)]
 pub struct Names {
-    /// Of the primary site.
+    /// Of the primary site, from the start.
     pub primary: Vec<String>,
+    /// Of the primary site, joining later.
+    pub joining: Vec<String>,
     /// Of the secondary site.
     pub secondary: Vec<String>,
 }
@@ -241,17 +267,46 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
             (Kind::KillPrimary, vec![spec.who.clone()])
         };
         in_time(spec.at, options.seconds, &text)?;
-        faults.push(Fault { at: spec.at, kind, who, length: down });
+        faults.push(Fault { at: spec.at, after: NONE, kind, who, length: down });
     }
     for spec in &options.pause {
         let text = format!("--pause {spec}");
         survivable(shape, names, &spec.who, &text, &[])?;
-        if shape.transport != Transport::Tcp {
+        if shape.transport() != Transport::Tcp {
             return Err(FaultError::SharedMemory { spec: text });
         }
         in_time(spec.at, options.seconds, &text)?;
         let who = vec![spec.who.clone()];
-        faults.push(Fault { at: spec.at, kind: Kind::Pause, who, length: spec.length });
+        faults.push(Fault {
+            at: spec.at,
+            after: NONE,
+            kind: Kind::Pause,
+            who,
+            length: spec.length,
+        });
+    }
+    let cuts = [
+        ("partition", &options.partition, Kind::Partition),
+        ("mute", &options.mute, Kind::Mute),
+        ("deafen", &options.deafen, Kind::Deafen),
+    ];
+    for (option, specs, kind) in cuts {
+        for spec in specs {
+            let text = format!("--{option} {spec}");
+            survivable(shape, names, &spec.who, &text, &[])?;
+            if shape.network() != Network::Veth {
+                return Err(FaultError::NotCut { spec: text });
+            }
+            in_time(spec.at, options.seconds, &text)?;
+            let who = vec![spec.who.clone()];
+            faults.push(Fault { at: spec.at, after: NONE, kind, who, length: spec.length });
+        }
+    }
+    for spec in &options.join {
+        let text = format!("--join {spec}");
+        in_time(spec.at, options.seconds, &text)?;
+        let who = vec![spec.who.clone()];
+        faults.push(Fault { at: spec.at, after: NONE, kind: Kind::Join, who, length: NONE });
     }
     for spec in &options.stop_store {
         let text = format!("--stop-store {spec}");
@@ -259,19 +314,25 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
             let allowed = STORES.map(|(site, _)| site).join(", ");
             return Err(FaultError::Unknown { spec: text, who: spec.who.clone(), allowed });
         };
-        if shape.store != Store::Etcd {
+        if shape.store() != Store::Etcd {
             return Err(FaultError::NoStore { spec: text });
         }
         in_time(spec.at, options.seconds, &text)?;
         let who = vec![(*service).to_owned()];
-        faults.push(Fault { at: spec.at, kind: Kind::StopStore, who, length: spec.length });
+        faults.push(Fault {
+            at: spec.at,
+            after: NONE,
+            kind: Kind::StopStore,
+            who,
+            length: spec.length,
+        });
     }
     for spec in &options.drain {
         let text = format!("--drain {spec}");
         survivable(shape, names, &spec.who, &text, &[])?;
         in_time(spec.at, options.seconds, &text)?;
         let who = vec![spec.who.clone()];
-        faults.push(Fault { at: spec.at, kind: Kind::Drain, who, length: down });
+        faults.push(Fault { at: spec.at, after: NONE, kind: Kind::Drain, who, length: down });
     }
     let mut draws = Random(seed);
     let mut pool: Vec<(Kind, Vec<String>)> = Vec::new();
@@ -293,7 +354,7 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
     for _ in 0..options.kill_random {
         let at = Duration::from_micros(from_us + draws.below(span_us.max(1)));
         let (kind, who) = pool[draws.below(pool.len() as u64) as usize].clone();
-        faults.push(Fault { at, kind, who, length: down });
+        faults.push(Fault { at, after: NONE, kind, who, length: down });
     }
     for (count, kind) in [(options.drain_random, Kind::Drain), (options.move_random, Kind::Move)] {
         for _ in 0..count {
@@ -301,10 +362,11 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
             let option = if kind == Kind::Drain { "--drain-random" } else { "--move-random" };
             survivable(shape, names, who, option, &[])?;
             let at = Duration::from_micros(from_us + draws.below(span_us.max(1)));
-            faults.push(Fault { at, kind, who: vec![who.clone()], length: down });
+            faults.push(Fault { at, after: NONE, kind, who: vec![who.clone()], length: down });
         }
     }
     faults.sort_by_key(|fault| fault.at);
+    faults.extend(events::draw(options, &mut draws, names)?);
     Ok(faults)
 }
 
@@ -317,11 +379,12 @@ fn survivable(
     others: &[&str],
 ) -> Result<(), FaultError> {
     let spec = spec.to_owned();
-    if !names.primary.iter().any(|name| name == who) {
-        let allowed = [&[names.primary.join(", ").as_str()], others].concat().join(", ");
+    let all = [names.primary.as_slice(), &names.joining].concat();
+    if !all.iter().any(|name| name == who) {
+        let allowed = [&[all.join(", ").as_str()], others].concat().join(", ");
         return Err(FaultError::Unknown { spec, who: who.to_owned(), allowed });
     }
-    if shape.store != Store::Etcd || shape.base != Base::Array {
+    if shape.store() != Store::Etcd || shape.base() != Base::Array {
         return Err(FaultError::NoTakeover { spec });
     }
     if copies(shape) < 2 { Err(FaultError::OneCopy { spec }) } else { Ok(()) }
@@ -349,13 +412,61 @@ mod tests {
 
     fn names() -> Names {
         let named = |names: [&str; 2]| names.map(str::to_owned).to_vec();
-        Names { primary: named(["p1", "p2"]), secondary: named(["s1", "s2"]) }
+        Names { primary: named(["p1", "p2"]), joining: Vec::new(), secondary: named(["s1", "s2"]) }
     }
 
     fn planned(arguments: &str, seed: u64) -> Result<Vec<Fault>, String> {
         let arguments = std::iter::once("lab").chain(arguments.split_whitespace());
-        plan(&Cli::try_parse_from(arguments).map_err(|e| e.to_string())?.run, seed, &names())
-            .map_err(|error| error.to_string())
+        let options = Cli::try_parse_from(arguments).map_err(|e| e.to_string())?.run;
+        let mut names = names();
+        names.joining = options.join.iter().map(|spec| spec.who.clone()).collect();
+        plan(&options, seed, &names).map_err(|error| error.to_string())
+    }
+
+    fn settled(arguments: &str) -> Result<RunOptions, String> {
+        let arguments = std::iter::once("lab").chain(arguments.split_whitespace());
+        let options = Cli::try_parse_from(arguments).map_err(|e| e.to_string())?.run;
+        options.settle().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_primary_movers_need_to_fail_is_there_unless_something_else_is_asked_for() {
+        let calm = settled("--kill s1@1s").unwrap().shape;
+        assert_eq!((calm.base(), calm.store()), (Base::File, Store::Embedded));
+        let fails = settled("--kill p1@1s --join p5@2s --join p4@3s").unwrap().shape;
+        assert_eq!((fails.base(), fails.store()), (Base::Array, Store::Etcd));
+        assert_eq!((fails.transport(), fails.primaries()), (Transport::VfioUser, 5));
+        let cut = settled("--deafen p1@1s:1s").unwrap().shape;
+        assert_eq!((cut.transport(), cut.network()), (Transport::Tcp, Network::Veth));
+        assert_eq!(settled("--drain p1@1s --base file").unwrap().shape.base(), Base::File);
+        let odd = settled("--join p5@1s").unwrap_err();
+        assert_eq!(odd, "--join p5@1000ms: \"p5\" is not there; allowed: each of p4 once");
+        assert!(settled("--join p4@1s --join p4@2s").unwrap_err().contains("each of p4, p5 once"));
+    }
+
+    #[test]
+    fn events_are_of_the_kinds_that_hosts_survive_and_wait_for_each_other() {
+        let kinds = |arguments: &str| {
+            let arguments = format!("{TAKEOVER} --events 200 {arguments}");
+            let faults = planned(&arguments, 7).unwrap();
+            assert_eq!(faults, planned(&arguments, 7).unwrap());
+            assert!(faults.len() == 200 && faults.iter().any(|fault| fault.after > NONE));
+            faults.iter().map(|fault| fault.kind).collect::<std::collections::BTreeSet<Kind>>()
+        };
+        let all = kinds("--transport tcp --network veth");
+        assert_eq!(all.len(), 9, "{all:?}");
+        let shared = kinds("");
+        assert!(![Kind::Pause, Kind::Mute].iter().any(|kind| shared.contains(kind)), "{shared:?}");
+        assert!(planned("--events 1", 7).unwrap_err().contains("use --store etcd --base array"));
+    }
+
+    #[test]
+    fn only_namespaces_are_cut_and_a_mover_that_joins_may_fail_later() {
+        let cut = format!("{TAKEOVER} --partition p1@1s:1s");
+        assert!(planned(&cut, 0).unwrap_err().contains("use --network veth"));
+        let faults = planned(&format!("{TAKEOVER} --join p3@1s --kill p3@2s"), 0).unwrap();
+        let kinds: Vec<Kind> = faults.iter().map(|fault| fault.kind).collect();
+        assert_eq!(kinds, [Kind::Join, Kind::KillPrimary]);
     }
 
     #[test]
@@ -366,6 +477,7 @@ mod tests {
         );
         let fault = |at, kind, who: &[&str], length| Fault {
             at: Duration::from_millis(at),
+            after: NONE,
             kind,
             who: who.iter().map(|name| (*name).to_owned()).collect(),
             length: Duration::from_secs(length),

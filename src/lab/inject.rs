@@ -6,6 +6,8 @@ use rustix::process::Signal;
 
 use super::LabError;
 use super::faults::{Fault, Kind};
+use super::netns::{self, Way};
+use super::plan::VethPlan;
 use super::report::FaultResult;
 use super::run::Run;
 use super::watch;
@@ -53,6 +55,17 @@ impl Run<'_> {
                 for name in &fault.who {
                     self.move_to(name)?;
                 }
+            }
+            Kind::Join => {
+                for name in &fault.who {
+                    self.cluster.start(name)?;
+                }
+            }
+            Kind::Partition | Kind::Mute | Kind::Deafen => {
+                self.cut(fault)?;
+                let passed = self.pause(fault.length, writer);
+                self.mend(fault)?;
+                passed?;
             }
             Kind::Pause | Kind::StopStore => {
                 self.signal(&fault.who, Signal::STOP);
@@ -115,6 +128,24 @@ impl Run<'_> {
         self.ask(&Wish::Place { volume, mover: Some(name.to_owned()) })
     }
 
+    fn cut(&self, fault: &Fault) -> Result<(), LabError> {
+        self.legs(fault).try_for_each(|(veth, at)| netns::cut(veth, at, way(fault.kind)))
+    }
+
+    fn mend(&self, fault: &Fault) -> Result<(), LabError> {
+        self.legs(fault).try_for_each(|(veth, at)| netns::mend(veth, at, way(fault.kind)))
+    }
+
+    /// The legs of the movers that a fault is about.
+    fn legs<'a>(&'a self, fault: &'a Fault) -> impl Iterator<Item = (&'a VethPlan, usize)> + 'a {
+        let plan = self.cluster.plan();
+        plan.veth.iter().flat_map(move |veth| {
+            let movers = plan.movers.iter().enumerate();
+            let hit = movers.filter(|(_, m)| fault.who.contains(&m.config.mover.name));
+            hit.map(move |(at, _)| (veth, at))
+        })
+    }
+
     fn signal(&mut self, names: &[String], signal: Signal) {
         for name in names {
             self.cluster.signal(name, signal);
@@ -125,9 +156,18 @@ impl Run<'_> {
         match fault.kind {
             Kind::KillSecondary => fault.who.iter().all(|name| self.cluster.is_ready(name)),
             Kind::KillPrimary | Kind::Pause => self.cluster.is_whole(),
-            Kind::Drain => self.cluster.is_whole() && self.cluster.has_settled(true),
+            Kind::Partition | Kind::Mute | Kind::Deafen => self.cluster.is_whole(),
+            Kind::Drain | Kind::Join => self.cluster.is_whole() && self.cluster.has_settled(true),
             Kind::Move => self.cluster.is_whole() && self.cluster.has_settled(false),
             Kind::StopStore => self.cluster.has_stores(),
         }
+    }
+}
+
+const fn way(kind: Kind) -> Way {
+    match kind {
+        Kind::Mute => Way::From,
+        Kind::Deafen => Way::To,
+        _ => Way::Both,
     }
 }

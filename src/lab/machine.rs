@@ -31,14 +31,14 @@ pub fn look(shape: &Shape) -> Result<Machine, LabError> {
         cores.push(0);
     }
     // All held open until the last is known, so that they differ.
-    let listeners: Result<Vec<TcpListener>, _> = (0..shape.primary + LAB_PORTS)
+    let listeners: Result<Vec<TcpListener>, _> = (0..shape.primaries() + LAB_PORTS)
         .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
         .collect();
     let listeners = listeners.map_err(|error| LabError::io("a TCP port", error))?;
     let mut tcp_ports: Vec<u16> =
         listeners.iter().filter_map(|l| l.local_addr().ok()).map(|a| a.port()).collect();
     let tag = format!("{:06x}", seed() & 0xff_ffff);
-    let lab_ports = tcp_ports.split_off(usize::from(shape.primary));
+    let lab_ports = tcp_ports.split_off(usize::from(shape.primaries()));
     Ok(Machine { cores, tcp_ports, lab_ports, tag })
 }
 

@@ -74,10 +74,95 @@ pub fn remove(names: &[String]) {
     }
 }
 
+/// Which of a mover's frames are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// All.
+    Both,
+    /// Those that it sends.
+    From,
+    /// Those that it is sent.
+    To,
+}
+
+/// Cuts the mover at `at` off the others: its own traffic, not that of hosts.
+///
+/// # Errors
+/// The first command that failed, in full.
+pub fn cut(plan: &VethPlan, at: usize, way: Way) -> Result<(), LabError> {
+    run_all(&cuts(plan, at, way))
+}
+
+/// Undoes [`cut`].
+///
+/// # Errors
+/// The first command that failed, in full.
+pub fn mend(plan: &VethPlan, at: usize, way: Way) -> Result<(), LabError> {
+    run_all(&mends(plan, at, way))
+}
+
+/// A queue without room at a port of the bridge loses what would leave by it. What comes in there is
+/// lost by having the port lead to another bridge first, whose way on is such a queue.
+fn cuts(plan: &VethPlan, at: usize, way: Way) -> Vec<String> {
+    let hub = plan.hub.as_str();
+    let mut lines = Vec::new();
+    for far in ports(plan, at) {
+        match way {
+            Way::Both => lines.push(format!("ip -n {hub} link set {far} nomaster")),
+            Way::To => lines.push(format!("tc -n {hub} qdisc add dev {far} root pfifo limit 0")),
+            Way::From => lines.extend([
+                format!("ip -n {hub} link add c{far} type bridge mcast_snooping 0"),
+                format!("ip -n {hub} link add a{far} type veth peer name b{far}"),
+                format!("tc -n {hub} qdisc add dev a{far} root pfifo limit 0"),
+                format!("ip -n {hub} link set a{far} master c{far} up"),
+                format!("ip -n {hub} link set b{far} master movers up"),
+                format!("ip -n {hub} link set c{far} up"),
+                format!("ip -n {hub} link set {far} master c{far}"),
+            ]),
+        }
+    }
+    lines
+}
+
+fn mends(plan: &VethPlan, at: usize, way: Way) -> Vec<String> {
+    let hub = plan.hub.as_str();
+    let mut lines = Vec::new();
+    for far in ports(plan, at) {
+        match way {
+            Way::Both => lines.push(format!("ip -n {hub} link set {far} master movers")),
+            Way::To => lines.push(format!("tc -n {hub} qdisc del dev {far} root")),
+            Way::From => lines.extend([
+                format!("ip -n {hub} link set {far} master movers"),
+                format!("ip -n {hub} link del a{far}"),
+                format!("ip -n {hub} link del c{far}"),
+            ]),
+        }
+    }
+    lines
+}
+
+/// The hub's ends of the mover's own interfaces.
+fn ports(plan: &VethPlan, at: usize) -> impl Iterator<Item = String> {
+    let count = plan.legs.get(at).map_or(0, |leg| leg.interfaces.len());
+    (0..count).map(move |poller| format!("m{at}-{poller}"))
+}
+
+fn run_all(lines: &[String]) -> Result<(), LabError> {
+    lines.iter().try_for_each(|line| {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        run(&words[0], &words[1..])
+    })
+}
+
 fn ip(arguments: &[String]) -> Result<(), LabError> {
-    let failed =
-        |said: String| LabError::Network { command: format!("ip {}", arguments.join(" ")), said };
-    let output = Command::new("ip").args(arguments).output().map_err(|e| failed(e.to_string()))?;
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &[String]) -> Result<(), LabError> {
+    let command = || format!("{program} {}", arguments.join(" "));
+    let failed = |said: String| LabError::Network { command: command(), said };
+    let output =
+        Command::new(program).args(arguments).output().map_err(|e| failed(e.to_string()))?;
     if output.status.success() {
         return Ok(());
     }
@@ -102,6 +187,11 @@ mod tests {
                 command[1].starts_with("slt-") || command[2].starts_with("slt-"),
                 "{command:?}"
             );
+        }
+        for way in [Way::Both, Way::From, Way::To] {
+            for line in [cuts(&plan, 1, way), mends(&plan, 1, way)].concat() {
+                assert!(line.contains(" -n slt-hub ") && line.contains("m1-0"), "{line}");
+            }
         }
         assert_eq!(names(&plan), ["slt-hub", "slt-p1", "slt-s1"]);
     }

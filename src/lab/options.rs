@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use super::faults::{KillOf, KillSpec, StopSpec};
+use super::faults::{FaultError, KillOf, KillSpec, StopSpec};
 use crate::cli::parse_duration;
 use crate::config::Timestamps;
 
@@ -28,6 +28,9 @@ pub struct Shape {
     /// Movers of the primary site.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub primary: u16,
+    /// Further movers of the primary site, which join while the lab runs.
+    #[arg(skip)]
+    pub joining: u16,
     /// Movers of the secondary site.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub secondary: u16,
@@ -51,18 +54,19 @@ pub struct Shape {
     /// Where the time stamps of updates come from: none or clock.
     #[arg(long, value_name = "SOURCE", default_value = "none")]
     pub timestamps: Timestamps,
-    /// What joins the movers.
-    #[arg(long, value_enum, default_value_t = Network::Memif)]
-    pub network: Network,
+    /// What joins the movers; memif when left out, veth where a mover is cut off.
+    #[arg(long, value_enum)]
+    pub network: Option<Network>,
     /// How DPDK reaches the interfaces of `--network veth`.
     #[arg(long, value_enum, default_value_t = VethDriver::AfXdp)]
     pub veth_driver: VethDriver,
-    /// Where volumes lie.
-    #[arg(long, value_enum, default_value_t = Base::File)]
-    pub base: Base,
-    /// Where the movers of a site agree.
-    #[arg(long, value_enum, default_value_t = Store::Embedded)]
-    pub store: Store,
+    /// Where volumes lie; file when left out, array where primary movers fail, join or leave.
+    #[arg(long, value_enum)]
+    pub base: Option<Base>,
+    /// Where the movers of a site agree; embedded when left out, etcd where primary movers fail, join or
+    /// leave.
+    #[arg(long, value_enum)]
+    pub store: Option<Store>,
     /// How long a mover may be silent before the others count it as failed.
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     #[serde(serialize_with = "as_ms", rename = "silence_ms")]
@@ -70,9 +74,9 @@ pub struct Shape {
     /// How files are read and written.
     #[arg(long, value_enum, default_value_t = Engine::Aio)]
     pub engine: Engine,
-    /// How hosts reach the movers.
-    #[arg(long, value_enum, default_value_t = Transport::VfioUser)]
-    pub transport: Transport,
+    /// How hosts reach the movers; vfio-user when left out, tcp where a mover is paused or cut off.
+    #[arg(long, value_enum)]
+    pub transport: Option<Transport>,
     /// What idle pollers do.
     #[arg(long, value_enum, default_value_t = IdlePolicy::Sleep)]
     pub idle: IdlePolicy,
@@ -92,6 +96,38 @@ pub struct Shape {
     #[arg(long, default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
     #[serde(skip)]
     pub log: String,
+}
+
+impl Shape {
+    /// Movers of the primary site, those that join later among them.
+    #[must_use]
+    pub const fn primaries(&self) -> u16 {
+        self.primary + self.joining
+    }
+
+    /// Where volumes lie.
+    #[must_use]
+    pub fn base(&self) -> Base {
+        self.base.unwrap_or(Base::File)
+    }
+
+    /// Where the movers of a site agree.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        self.store.unwrap_or(Store::Embedded)
+    }
+
+    /// How hosts reach the movers.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.transport.unwrap_or(Transport::VfioUser)
+    }
+
+    /// What joins the movers.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        self.network.unwrap_or(Network::Memif)
+    }
 }
 
 /// `setline lab run`.
@@ -116,8 +152,7 @@ pub struct RunOptions {
     /// Which of the movers' paths to a volume the client's commands take.
     #[arg(long, value_enum, default_value_t = Paths::Best)]
     pub paths: Paths,
-    /// Kills a mover (-9) and starts it again: NAME@TIME or all-secondary@TIME. Primary movers with
-    /// --store etcd --base array.
+    /// Kills a mover (-9) and starts it again: NAME@TIME or all-secondary@TIME.
     #[arg(long, value_name = "MOVER@TIME")]
     #[serde(serialize_with = "as_text")]
     pub kill: Vec<KillSpec>,
@@ -141,6 +176,29 @@ pub struct RunOptions {
     #[arg(long, value_name = "MOVER@TIME")]
     #[serde(serialize_with = "as_text")]
     pub drain: Vec<KillSpec>,
+    /// Starts a further primary mover, which joins the site: NAME@TIME, where the names go on after those
+    /// of --primary.
+    #[arg(long, value_name = "MOVER@TIME")]
+    #[serde(serialize_with = "as_text")]
+    pub join: Vec<KillSpec>,
+    /// Cuts a primary mover off the others, both ways, for a while: NAME@TIME:LENGTH. Hosts, the store and
+    /// the bases still reach it. With --network veth.
+    #[arg(long, value_name = "MOVER@TIME:LENGTH")]
+    #[serde(serialize_with = "as_text")]
+    pub partition: Vec<StopSpec>,
+    /// Cuts one way only: what a primary mover sends to other movers is lost.
+    #[arg(long, value_name = "MOVER@TIME:LENGTH")]
+    #[serde(serialize_with = "as_text")]
+    pub mute: Vec<StopSpec>,
+    /// Cuts one way only: what others send to a primary mover is lost.
+    #[arg(long, value_name = "MOVER@TIME:LENGTH")]
+    #[serde(serialize_with = "as_text")]
+    pub deafen: Vec<StopSpec>,
+    /// Does so many random things in a row, each a moment after the lab has got over the one before:
+    /// movers killed, drained, paused, cut off, volumes moved, stores stopped, as far as the lab's shape
+    /// lets hosts go on.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub events: u16,
     /// Moves volumes to other primary movers at so many random moments. With --store etcd --base array.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub move_random: u16,
@@ -166,6 +224,49 @@ pub struct RunOptions {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub plot: Option<PathBuf>,
+}
+
+impl RunOptions {
+    /// The options with everything filled in that was left out: where hosts are to notice nothing of what
+    /// happens to primary movers, these need a store to agree in, and bases that all of them reach.
+    ///
+    /// # Errors
+    /// Names of movers that are to join and do not go on after those that are there.
+    pub fn settle(mut self) -> Result<Self, FaultError> {
+        let cut = [&self.partition, &self.mute, &self.deafen].iter().any(|specs| !specs.is_empty());
+        let random = self.kill_random > 0 && self.kill_of != KillOf::Secondary;
+        let named = self.kill.iter().any(|spec| spec.who.starts_with('p'));
+        let listed = [&self.drain, &self.join].iter().any(|specs| !specs.is_empty());
+        let stopped = cut || !self.pause.is_empty() || self.events > 0;
+        let moved = self.move_random > 0 || self.drain_random > 0;
+        let fail = stopped || random || named || listed || moved;
+        let shape = &mut self.shape;
+        shape.joining = self.join.len() as u16;
+        shape.base.get_or_insert(if fail { Base::Array } else { Base::File });
+        shape.store.get_or_insert(if fail { Store::Etcd } else { Store::Embedded });
+        shape.transport.get_or_insert(match stopped {
+            true => Transport::Tcp,
+            false => Transport::VfioUser,
+        });
+        shape.network.get_or_insert(if cut { Network::Veth } else { Network::Memif });
+        let next: Vec<String> =
+            (1..=shape.joining).map(|n| format!("p{}", shape.primary + n)).collect();
+        let mut asked: Vec<&str> = self.join.iter().map(|spec| spec.who.as_str()).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        let odd = self.join.iter().find(|spec| !next.contains(&spec.who)).or(match asked.len() {
+            n if n < self.join.len() => self.join.last(),
+            _ => None,
+        });
+        match odd {
+            None => Ok(self),
+            Some(spec) => Err(FaultError::Unknown {
+                spec: format!("--join {spec}"),
+                who: spec.who.clone(),
+                allowed: format!("each of {} once", next.join(", ")),
+            }),
+        }
+    }
 }
 
 /// `setline lab up`.

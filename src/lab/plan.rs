@@ -167,7 +167,7 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
             name: volume.name.clone(),
             nsid: volume.nsid,
             mover: volume.mover.clone(),
-            primary: match shape.base {
+            primary: match shape.base() {
                 Base::File | Base::Array => Some(builder.image("primary", &volume.name)),
                 Base::Malloc => None,
             },
@@ -192,7 +192,7 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
         service.file().and_then(|(file, _)| file.parent()).map(Path::to_owned)
     }));
     directories.extend(movers.iter().map(|mover| mover.config.mover.run_dir.clone()));
-    let veth = (shape.network == Network::Veth).then(|| builder.veth(identities.len()));
+    let veth = (shape.network() == Network::Veth).then(|| builder.veth(identities.len()));
     Ok(Plan {
         directory: directory.to_owned(),
         movers,
@@ -208,7 +208,7 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
 #[must_use]
 pub fn bytes_needed(shape: &Shape) -> u64 {
     let volumes = u64::from(shape.volumes) * (shape.volume_mib << 20);
-    let primary = if shape.base == Base::Malloc { 0 } else { volumes };
+    let primary = if shape.base() == Base::Malloc { 0 } else { volumes };
     let journals = u64::from(shape.secondary) * (shape.journal_mib << 20);
     primary + 2 * volumes + journals + (64 << 20)
 }
@@ -225,6 +225,8 @@ struct Who {
     name: String,
     id: u16,
     role: Role,
+    /// It is there from the start.
+    founder: bool,
 }
 
 impl Who {
@@ -235,15 +237,17 @@ impl Who {
 
 impl Builder<'_> {
     fn identities(&self) -> Vec<Who> {
-        let primary = (1..=self.shape.primary).map(|n| Who {
+        let primary = (1..=self.shape.primaries()).map(|n| Who {
             name: format!("p{n}"),
             id: n,
             role: Role::Primary,
+            founder: n <= self.shape.primary,
         });
         let secondary = (1..=self.shape.secondary).map(|n| Who {
             name: format!("s{n}"),
             id: 100 + n,
             role: Role::Secondary,
+            founder: true,
         });
         primary.chain(secondary).collect()
     }
@@ -269,7 +273,7 @@ impl Builder<'_> {
 
     fn namespace(&self, at: usize) -> Option<String> {
         let name = &self.identities()[at].name;
-        (self.shape.network == Network::Veth).then(|| format!("sl{}-{name}", self.machine.tag))
+        (self.shape.network() == Network::Veth).then(|| format!("sl{}-{name}", self.machine.tag))
     }
 
     fn veth(&self, movers: usize) -> VethPlan {
@@ -284,7 +288,7 @@ impl Builder<'_> {
     fn mover(&self, all: &[Who], at: usize) -> Mover {
         let me = &all[at];
         let run_dir = self.directory.join(&me.name);
-        let (ports, peers) = match self.shape.network {
+        let (ports, peers) = match self.shape.network() {
             Network::Memif => self.memif(all, at),
             Network::Veth => self.bridged(all, at),
         };
@@ -298,6 +302,7 @@ impl Builder<'_> {
                 id: me.id,
                 site: me.site(),
                 role: me.role,
+                founder: me.founder,
                 cores: (0..self.shape.pollers).map(core).collect(),
                 control_core: None,
                 arena_mib: self.shape.arena_mib,
@@ -353,7 +358,7 @@ impl Builder<'_> {
     }
 
     fn listener(&self, at: usize, run_dir: &Path) -> Listener {
-        match (self.shape.transport, self.shape.network) {
+        match (self.shape.transport(), self.shape.network()) {
             (Transport::VfioUser, _) => Listener::VfioUser { directory: run_dir.to_owned() },
             (Transport::Tcp, Network::Veth) => {
                 Listener::Tcp { address: IpAddr::V4(host_ip(at)), port: NVME_TCP_PORT }
@@ -367,7 +372,8 @@ impl Builder<'_> {
 
     fn group(&self, all: &[Who]) -> Group {
         let names = |role: Role| {
-            all.iter().filter(|who| who.role == role).map(|who| &who.name).collect::<Vec<_>>()
+            let there = all.iter().filter(|who| who.role == role && who.founder);
+            there.map(|who| &who.name).collect::<Vec<_>>()
         };
         let (primaries, secondaries) = (names(Role::Primary), names(Role::Secondary));
         let volumes = (0..usize::from(self.shape.volumes)).map(|index| {
@@ -388,7 +394,7 @@ impl Builder<'_> {
                 nguid: Nguid::from(uuid),
                 mover,
                 poller,
-                base: match self.shape.base {
+                base: match self.shape.base() {
                     Base::File => self.file(self.image("primary", &name)),
                     Base::Malloc => Disk::Malloc,
                     Base::Array => self.remote(Role::Primary, index),
@@ -396,7 +402,7 @@ impl Builder<'_> {
                 target: Target {
                     mover: target_mover,
                     poller: target_poller,
-                    base: match self.shape.base {
+                    base: match self.shape.base() {
                         Base::File | Base::Malloc => self.file(self.image("secondary", &name)),
                         Base::Array => self.remote(Role::Secondary, index),
                     },
@@ -514,6 +520,7 @@ impl Builder<'_> {
             site: who.site(),
             role: who.role,
             pollers: self.shape.pollers,
+            founder: who.founder,
             paths,
         }
     }

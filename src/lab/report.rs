@@ -68,8 +68,10 @@ pub struct Report {
     pub kills: Vec<FaultResult>,
     /// Movers and stores that were stopped for a while.
     pub pauses: Vec<FaultResult>,
-    /// Drains and moves.
+    /// Drains, moves and joins.
     pub moves: Vec<FaultResult>,
+    /// Movers that were cut off the others, both ways or one way.
+    pub cuts: Vec<FaultResult>,
     /// How long hosts stood still after each kind of fault.
     pub stalls: BTreeMap<Kind, Stalls>,
     /// How often a mover ended because the others had excluded it, and was started again.
@@ -214,7 +216,8 @@ impl Report {
             stalls: stalls::by_kind(&findings.faults),
             kills: of_kind(&findings.faults, &[Kind::KillPrimary, Kind::KillSecondary]),
             pauses: of_kind(&findings.faults, &[Kind::Pause, Kind::StopStore]),
-            moves: of_kind(&findings.faults, &[Kind::Drain, Kind::Move]),
+            moves: of_kind(&findings.faults, &[Kind::Drain, Kind::Move, Kind::Join]),
+            cuts: of_kind(&findings.faults, &[Kind::Partition, Kind::Mute, Kind::Deafen]),
             exclusions: findings.exclusions,
             checks: findings.checks,
             warnings: findings.warnings,

@@ -36,6 +36,7 @@ const APPLY_MAX: Duration = Duration::from_secs(180);
 /// What kept the lab from running to its end. Whatever happens, nothing is left running, and the
 /// directory stays only when there is something to find in it.
 pub fn run(options: &RunOptions, out: &mut Printer) -> Result<bool, LabError> {
+    let options = &options.clone().settle()?;
     let interrupt = Interrupt::take()?;
     let seed = options.seed.unwrap_or_else(|| machine::seed() >> 16);
     let mut cluster = Cluster::make(&options.shape, true)?;
@@ -82,11 +83,12 @@ fn drive(
     interrupt: &Interrupt,
 ) -> Result<Report, LabError> {
     let (primary, secondary) = (cluster.names(Role::Primary), cluster.names(Role::Secondary));
-    let faults = faults::plan(options, seed, &Names { primary, secondary })?;
+    let names = Names { primary, joining: cluster.absent(), secondary };
+    let faults = faults::plan(options, seed, &names)?;
     let bar = bar();
     cluster.start_all(interrupt, &bar)?;
     let statuses: Result<Vec<_>, _> =
-        cluster.site().movers.iter().map(|mover| cluster.status(&mover.name)).collect();
+        cluster.all_names().iter().map(|name| cluster.status(name)).collect();
     let warnings = crate::cli::warnings(&statuses?);
     let mut writer = Writer::start(cluster, options, seed)?;
     begin(&mut writer, interrupt, &bar)?;
@@ -144,6 +146,7 @@ impl Run<'_> {
         let every = self.options.check_every;
         let mut next_sample = Duration::ZERO;
         let mut next_check = every;
+        let mut over = Duration::ZERO;
         loop {
             let now = self.watch.elapsed(Instant::now());
             if now >= length && self.faults.is_empty() {
@@ -155,11 +158,13 @@ impl Run<'_> {
                 self.sample(writer);
                 next_sample = now + watch::EVERY;
             }
-            if self.faults.front().is_some_and(|fault| fault.at <= now)
+            let is_due = |fault: &Fault| fault.at <= now && fault.after <= now.saturating_sub(over);
+            if self.faults.front().is_some_and(is_due)
                 && let Some(fault) = self.faults.pop_front()
             {
                 let done = self.inject(&fault, writer)?;
                 self.done.push(done);
+                over = self.watch.elapsed(Instant::now());
                 self.check("after-kill", writer)?;
                 next_check = self.watch.elapsed(Instant::now()) + every;
             } else if !every.is_zero() && now >= next_check {

@@ -171,7 +171,10 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
 
     let cluster = Part::start(&mover, boot.incarnation, unix_ms(), FORMER_ENDS_MAX)?;
     let stopped = &mut || signals.pending().next().is_some();
-    let Some((cluster, entry)) = Admission::new(&mover, cluster).wait(pump, stopped) else {
+    let unreached =
+        &mut |members: &[MoverId]| network.unreached(&mover, &plan, members, clock.now());
+    let admission = Admission::new(&mover, cluster);
+    let Some((cluster, entry)) = admission.wait(pump, unreached, stopped) else {
         // Nothing was begun that would have to be ended.
         return Ok(Outcome::Clean);
     };

@@ -7,9 +7,11 @@
 use super::parts::LinkParts;
 use super::plan::{FIRST_EPOCH, IN_FLIGHT_MAX, Plan, PollerPlan};
 use crate::config::{self, Mover, PortKind, Role};
-use crate::dpdk::{DpdkError, Kind, MemifRole, Network as Place, NextHop, Port, PortSpec, Queue};
+use crate::dpdk::{
+    Destination, DpdkError, Kind, MemifRole, Network as Place, NextHop, Port, PortSpec, Queue,
+};
 use crate::proto::link::{LinkConfig, PeerEpoch};
-use crate::proto::types::{Epoch, Nanos};
+use crate::proto::types::{Epoch, MoverId, Nanos};
 use crate::wire::frame::Mac;
 use crate::wire::packet::{PACKET_HEADER_BYTES, Site};
 
@@ -37,6 +39,22 @@ pub enum NetworkError {
 /// The open ports, in the configuration's order.
 pub struct Network {
     ports: Vec<OpenPort>,
+    /// Queues that were looked through already, by poller: see [`Network::unreached`].
+    probe: Option<Probe>,
+}
+
+/// Queues before pollers have them.
+struct Probe {
+    queues: Vec<Vec<Option<Box<Queue>>>>,
+    targets: Vec<ProbeTarget>,
+}
+
+/// A mover of the same site, as a poller here reaches one of its pollers.
+struct ProbeTarget {
+    mover: MoverId,
+    poller: usize,
+    port: usize,
+    to: Destination,
 }
 
 struct OpenPort {
@@ -63,7 +81,7 @@ impl Network {
             let opened = Port::open(&spec, &place(mover, port))?;
             Ok(OpenPort { port: opened, owner: port.poller })
         });
-        Ok(Self { ports: ports.collect::<Result<_, NetworkError>>()? })
+        Ok(Self { ports: ports.collect::<Result<_, NetworkError>>()?, probe: None })
     }
 
     /// Connects ports whose other end was not there or went away. On the control thread, every few
@@ -74,8 +92,56 @@ impl Network {
         }
     }
 
+    /// Those of `members` that no poller of this mover reaches: their next hops have not answered ARP. To
+    /// be called again and again before the pollers run, and before others count on this mover; on the
+    /// control thread.
+    pub fn unreached(
+        &mut self,
+        mover: &Mover,
+        plan: &Plan,
+        members: &[MoverId],
+        now: Nanos,
+    ) -> Vec<MoverId> {
+        self.maintain(now);
+        let mut probe = self.probe.take().unwrap_or_else(|| self.begin_probe(mover, plan));
+        for queue in probe.queues.iter_mut().flatten().flatten() {
+            while queue.receive(now, |_| ()) > 0 {}
+            queue.refresh(now);
+            queue.flush();
+        }
+        let reached = |member: MoverId| {
+            probe.targets.iter().filter(|target| target.mover == member).any(|target| {
+                let queue = probe.queues[target.poller][target.port].as_ref();
+                queue.is_some_and(|queue| queue.knows(target.to))
+            })
+        };
+        let unreached = members.iter().copied().filter(|member| !reached(*member)).collect();
+        self.probe = Some(probe);
+        unreached
+    }
+
+    fn begin_probe(&mut self, mover: &Mover, plan: &Plan) -> Probe {
+        let pollers = plan.pollers.iter();
+        let mut queues: Vec<_> = pollers.map(|poller| self.queues(poller.shard.poller)).collect();
+        let mut targets = Vec::new();
+        for (poller, queues) in queues.iter_mut().enumerate() {
+            for link in plan.pollers[poller].links.iter().filter(|link| link.same_site) {
+                let ip = mover.peers[link.mover].paths[link.path].ip;
+                let queue = queues[link.port].as_mut();
+                let to = queue.and_then(|queue| queue.destination(ip, link.peer.poller));
+                let target =
+                    |to| ProbeTarget { mover: link.peer.mover, poller, port: link.port, to };
+                targets.extend(to.map(target));
+            }
+        }
+        Probe { queues, targets }
+    }
+
     /// The queues of one poller, by index of the port. To be asked for once per poller.
     pub fn queues(&mut self, poller: u8) -> Vec<Option<Box<Queue>>> {
+        if let Some(probe) = &mut self.probe {
+            return std::mem::take(&mut probe.queues[usize::from(poller)]);
+        }
         let queue = |open: &mut OpenPort| match open.owner {
             None => open.port.queue(u16::from(poller), poller),
             Some(owner) if owner == poller => open.port.queue(0, poller),

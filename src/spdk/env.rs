@@ -16,6 +16,18 @@ pub use super::log::LogLevel;
 use super::sys;
 use crate::dpdk::sys as dpdk_sys;
 
+// SAFETY: `_exit(2)` takes any number and has no other argument; POSIX gives it this signature.
+unsafe extern "C" {
+    safe fn _exit(status: c_int) -> !;
+}
+
+/// Ends the process at once, without exit handlers and destructors of libraries: those take down what
+/// threads of SPDK and DPDK that still run are using. From any thread; what was written to a `File` or to
+/// standard error is written, standard output is to be flushed before.
+pub fn end_process(code: i32) -> ! {
+    _exit(code)
+}
+
 /// What `Env::init` needs.
 #[derive(Debug, Clone, Default)]
 pub struct EnvConfig {

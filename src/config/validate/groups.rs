@@ -46,7 +46,7 @@ fn names_of(mover: &Mover, role: Role) -> String {
 }
 
 fn copies(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
-    let primaries = mover.members_of(Role::Primary).len();
+    let primaries = mover.founders_of(Role::Primary).len();
     let secondaries = mover.members_of(Role::Secondary).len();
     let key = format!("group[{at}].copies");
     let key_secondary = format!("group[{at}].copies_secondary");
@@ -59,7 +59,7 @@ fn copies(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
         return;
     }
     if doc.sound(&[&key]) && usize::from(group.copies) > primaries {
-        let allowed = format!("at most {primaries}, the movers of the primary site");
+        let allowed = format!("at most {primaries}, the movers that found the primary site");
         doc.error(&key, found(group.copies), allowed);
     } else if group.copies == 1 {
         let why = if primaries == 1 { "one mover holds one copy" } else { "copies = 1" };
@@ -150,6 +150,12 @@ fn volumes(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
                 doc.error(&name_key, quoted(name), allowed);
                 continue;
             };
+            if !member.founder {
+                let found = format!("{name:?}, which is no founder");
+                let allowed =
+                    "a mover that is there when the site begins; volumes move to others later";
+                doc.error(&name_key, found, allowed);
+            }
             if poller >= member.pollers
                 && doc.sound(&[&poller_key, "mover.cores"])
                 && member.pollers > 0

@@ -24,6 +24,32 @@ pub(super) fn check(doc: &Doc, mover: &Mover) {
     clock(doc, mover);
     network::check(doc, mover);
     groups::check(doc, mover);
+    founders(doc, mover);
+}
+
+/// A site begins with its founders: there are some, and a mover can join later only where movers agree.
+fn founders(doc: &Doc, mover: &Mover) {
+    let key = |name: &str| match mover.peers.iter().position(|peer| peer.name == name) {
+        Some(at) => format!("peer[{at}].founder"),
+        None => "mover.founder".to_owned(),
+    };
+    for role in [Role::Primary, Role::Secondary] {
+        let members = mover.members_of(role);
+        let founders = mover.founders_of(role).len();
+        let Some(late) = members.iter().find(|member| !member.founder) else { continue };
+        let key = key(late.name);
+        if !doc.sound(&[&key, "mover.role", "peer"]) {
+            continue;
+        }
+        if role == Role::Secondary {
+            doc.error(&key, "false at the secondary site", "true: its movers are fixed");
+        } else if founders == 0 {
+            doc.error(&key, "false at every mover of the site", "at least one founder");
+        } else if mover.mover.role == role && mover.cluster.store == ClusterStoreKind::Embedded {
+            let allowed = "true, or cluster.store = \"etcd\": movers join where they agree";
+            doc.error(&key, "false with cluster.store = \"embedded\"", allowed);
+        }
+    }
 }
 
 /// Reports every key whose value stands at an earlier key too.

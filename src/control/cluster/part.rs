@@ -82,7 +82,7 @@ pub fn configured(mover: &Mover) -> SiteRecord {
         Role::Primary => topology.primary_coordinator,
         Role::Secondary => topology.secondary_coordinator.unwrap_or(me),
     };
-    let members = mover.members_of(role).iter().map(|m| (MoverId(m.id), member(m.name))).collect();
+    let members = mover.founders_of(role).iter().map(|m| (MoverId(m.id), member(m.name))).collect();
     SiteRecord::first(FIRST_EPOCH, FIRST_MAP.0, coordinator, members, owners.collect())
 }
 

@@ -32,6 +32,11 @@ pub enum Standing {
     Member,
 }
 
+/// Why a member was excluded that others never heard after it had joined.
+pub const NEVER_MET: &str = "it joined and was not heard";
+/// How long such a mover waits before it joins again, milliseconds.
+const JOIN_AGAIN_MS: u64 = 10_000;
+
 impl Part {
     /// The record, when it is one to act upon.
     #[must_use]
@@ -129,6 +134,17 @@ impl Part {
         let next = record.followed_by(&next, &BTreeMap::new(), unix_ms, reason);
         self.change(next, false, what);
         true
+    }
+
+    /// How long this mover waits before it joins again, milliseconds: had it joined although others did
+    /// not hear it, its site stood still until it was excluded.
+    #[must_use]
+    pub fn join_after_ms(&self, unix_ms: u64) -> u64 {
+        let why = self.record().and_then(|record| record.excluded.get(&self.me.mover));
+        let unmet = why.filter(|why| why.reason == NEVER_MET);
+        let until = unmet.map_or(0, |why| why.since_unix_ms + JOIN_AGAIN_MS);
+        // A clock that was set back is no reason to wait for long.
+        until.saturating_sub(unix_ms).min(JOIN_AGAIN_MS)
     }
 
     /// Proposes that this life takes part from the next epoch on.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::assignment::{DRAINED, REMOVED};
 use super::fences::ToFence;
 use super::{Driver, PathState};
+use crate::control::cluster::propose::NEVER_MET;
 use crate::control::cluster::{Revision, SiteRecord as StoredRecord};
 use crate::control::model::EventLevel;
 use crate::control::stop::{Outcome, Stopping};
@@ -24,6 +25,11 @@ use crate::runtime::plan::{self, Start};
 /// How much longer than the one before it each further member waits before it proposes, in
 /// nanoseconds: the first one mostly does it alone.
 const RANK_NS: u64 = 50_000_000;
+
+/// How much longer than a member that was heard one may be silent that has just joined, in nanoseconds.
+const MEET_NS: u64 = 3_000_000_000;
+/// Why a member whose links are silent is to be excluded.
+const SILENT: &str = "it is not heard";
 
 /// What this mover knows of its site's membership.
 #[derive(Debug)]
@@ -40,6 +46,8 @@ pub(in crate::control) struct Site {
     /// By poller: the latest epoch in which it is whole.
     whole: Vec<Epoch>,
     told_whole: Epoch,
+    /// When the present epoch began here; none before the first turn.
+    entered_at: Option<Nanos>,
     /// Since when any member is to be excluded.
     failing_since: Option<Nanos>,
     pub(super) fences: Vec<ToFence>,
@@ -55,6 +63,7 @@ impl Site {
             start,
             whole: vec![Epoch(0); pollers],
             told_whole: Epoch(0),
+            entered_at: None,
             failing_since: None,
             fences: Vec::new(),
         }
@@ -67,6 +76,7 @@ impl Driver {
         if self.cluster.fixed().is_some() {
             return;
         }
+        self.site.entered_at.get_or_insert(now);
         let revision = self.cluster.known().revision;
         if revision != self.site.revision
             && let Some(record) = self.cluster.record().cloned()
@@ -119,6 +129,7 @@ impl Driver {
             engine: Box::new(engine.clone()),
         });
         self.site.failing_since = None;
+        self.site.entered_at = Some(now);
         let moved = record.owners.iter().filter(|(id, owner)| before.owner(*id) != Some(*owner));
         let moved: Vec<VolumeId> = moved.map(|(id, _)| *id).collect();
         self.tell_owners(&moved);
@@ -186,8 +197,11 @@ impl Driver {
     }
 
     /// Members that do not take part any more, with the reason.
-    fn failing(&self) -> Vec<(MoverId, &'static str)> {
+    fn failing(&self, now: Nanos) -> Vec<(MoverId, &'static str)> {
         let me = MoverId(self.mover.mover.id);
+        // Since this epoch began: whoever joined with it.
+        let joined_ns = now.since(self.site.entered_at.unwrap_or(now));
+        let limit_ns = MEET_NS + u64::from(self.mover.link.silence_ms_max) * 1_000_000;
         let mut failing = Vec::new();
         for mover in self.site.record.members.iter().copied().filter(|mover| *mover != me) {
             let states = || {
@@ -199,10 +213,12 @@ impl Driver {
             } else if self.cluster.has_left(mover) {
                 "it was stopped"
             } else if states().any(|state| state == PeerState::Silent) {
-                "it is not heard"
+                SILENT
             } else if !states().any(|state| state == PeerState::Up) && !self.cluster.is_alive(mover)
             {
                 "it did not come up"
+            } else if !states().any(|state| state == PeerState::Up) && joined_ns > limit_ns {
+                NEVER_MET
             } else {
                 continue;
             };
@@ -212,18 +228,24 @@ impl Driver {
     }
 
     fn look_for_failures(&mut self, now: Nanos) {
-        let failing = self.failing();
+        let failing = self.failing(now);
         if failing.is_empty() {
             self.site.failing_since = None;
             self.faults.remove("membership");
             return;
         }
         let since = *self.site.failing_since.get_or_insert(now);
+        // One that is cut off from everybody sees one after the other fall silent: with all of them it
+        // has to wait for their leases, with the first alone it would exclude a healthy one.
+        let unheard = failing.iter().any(|(_, reason)| *reason == SILENT);
+        let others = self.site.record.members.len() > failing.len() + 1;
+        let settles =
+            if unheard && others { 2 * u64::from(self.mover.link.heartbeat_ms) } else { 0 };
         let failed: Vec<MoverId> = failing.iter().map(|(mover, _)| *mover).collect();
         let me = MoverId(self.mover.mover.id);
         let others = self.site.record.members.iter();
         let rank = others.filter(|mover| !failed.contains(mover)).position(|mover| *mover == me);
-        if now.since(since) < rank.unwrap_or(0) as u64 * RANK_NS {
+        if now.since(since) < settles * 1_000_000 + rank.unwrap_or(0) as u64 * RANK_NS {
             return;
         }
         let spare = self.mover.groups.iter().map(|group| group.copies).min().unwrap_or(1) - 1;

@@ -32,10 +32,10 @@ impl Builder<'_> {
 
     pub(super) fn services(&self, volumes: &[PlannedVolume]) -> Vec<PlannedService> {
         let mut services = Vec::new();
-        if self.shape.store == Store::Etcd {
+        if self.shape.store() == Store::Etcd {
             services.extend(SITES.map(|site| self.service(Kind::Etcd(self.etcd(site)))));
         }
-        if self.shape.base == Base::Array {
+        if self.shape.base() == Base::Array {
             services.push(self.service(self.array(volumes)));
         }
         services
@@ -47,7 +47,7 @@ impl Builder<'_> {
             Kind::Etcd(etcd) => etcd.name.clone(),
         };
         PlannedService {
-            namespace: (self.shape.network == Network::Veth).then(|| self.hub()),
+            namespace: (self.shape.network() == Network::Veth).then(|| self.hub()),
             log: self.directory.join("log").join(format!("{name}.log")),
             name,
             kind,
@@ -56,7 +56,7 @@ impl Builder<'_> {
 
     /// Address of a service: a port of the loopback address, or one of the hub's namespace.
     fn address(&self, index: usize, in_hub: u16) -> SocketAddr {
-        match self.shape.network {
+        match self.shape.network() {
             Network::Memif => (Ipv4Addr::LOCALHOST, self.machine.lab_ports[index]).into(),
             Network::Veth => (HUB_HOST_IP, in_hub).into(),
         }
@@ -75,7 +75,7 @@ impl Builder<'_> {
     }
 
     pub(super) fn cluster(&self, site: Role) -> Cluster {
-        match self.shape.store {
+        match self.shape.store() {
             Store::Embedded => Cluster::default(),
             Store::Etcd => Cluster {
                 store: ClusterStoreKind::Etcd,

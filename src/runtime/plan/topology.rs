@@ -13,6 +13,7 @@ struct Place {
     id: MoverId,
     role: Role,
     pollers: u8,
+    founder: bool,
 }
 
 /// The movers of both sites and the rules that bind them; the same at every mover.
@@ -39,11 +40,16 @@ impl Topology {
         let places: Vec<Place> = mover
             .members()
             .into_iter()
-            .map(|m| Place { id: MoverId(m.id), role: m.role, pollers: m.pollers.max(1) })
+            .map(|m| Place {
+                id: MoverId(m.id),
+                role: m.role,
+                pollers: m.pollers.max(1),
+                founder: m.founder,
+            })
             .collect();
         let names = mover.members().into_iter().map(|m| (m.name.to_owned(), MoverId(m.id)));
         let first = |role| {
-            let place = places.iter().find(|place| place.role == role)?;
+            let place = places.iter().find(|place| place.role == role && place.founder)?;
             Some(ShardId { mover: place.id, poller: 0 })
         };
         let me = ShardId { mover: MoverId(mover.mover.id), poller: 0 };
@@ -66,8 +72,12 @@ impl Topology {
     /// What the configuration says of the primary site, as a record of the first epoch.
     #[must_use]
     pub fn record(&self, mover: &Mover) -> SiteRecord {
-        let members: Vec<MoverId> =
-            self.places.iter().filter(|p| p.role == Role::Primary).map(|p| p.id).collect();
+        let members: Vec<MoverId> = self
+            .places
+            .iter()
+            .filter(|p| p.role == Role::Primary && p.founder)
+            .map(|p| p.id)
+            .collect();
         let volumes = mover.groups.iter().flat_map(|group| &group.volumes);
         let mut owners: Vec<(VolumeId, ShardId)> = volumes
             .filter_map(|volume| Some((VolumeId(volume.id), self.owner_of(volume)?)))
@@ -90,6 +100,12 @@ impl Topology {
     #[must_use]
     pub fn pollers_of(&self, mover: MoverId) -> u8 {
         self.places.iter().find(|place| place.id == mover).map_or(1, |place| place.pollers)
+    }
+
+    /// Whether a mover is there when its site begins.
+    #[must_use]
+    pub fn is_founder(&self, mover: MoverId) -> bool {
+        self.places.iter().any(|place| place.id == mover && place.founder)
     }
 
     /// The number of the mover called `name`.

@@ -138,7 +138,8 @@ enum Sent {
 }
 
 impl NvmeTarget {
-    /// Starts SPDK's environment and connects to every path.
+    /// Starts SPDK's environment and connects to every path. Paths that are not there yet are tried again
+    /// and again, as lost ones are; one must be there, and each volume must have one.
     pub fn connect(options: NvmeTargetOptions) -> Result<Self, NvmeTargetError> {
         if options.paths.len() > PATHS_MAX {
             return Err(NvmeTargetError::TooMany(options.paths.len()));
@@ -150,8 +151,18 @@ impl NvmeTarget {
         let mut nsids = options.nsids.clone();
         // Of each volume its block size and length, from the first path that has it.
         let mut shapes: Vec<Option<(u32, u64)>> = Vec::new();
+        let mut absent = None;
         for trid in &options.paths {
-            let link = Link::connect(trid, options.hostnqn.as_deref(), &mut nsids)?;
+            let link = match Link::connect(trid, options.hostnqn.as_deref(), &mut nsids) {
+                Ok(link) => link,
+                Err(error @ NvmeTargetError::Connect { .. }) if options.paths.len() > 1 => {
+                    tracing::warn!(path = %trid, %error, "path not there yet");
+                    paths.push(Path::absent(trid.clone()));
+                    absent = absent.or(Some(error));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             shapes.resize(nsids.len(), None);
             for (volume, namespace) in link.namespaces.iter().enumerate() {
                 let Some(namespace) = namespace else { continue };
@@ -167,7 +178,8 @@ impl NvmeTarget {
         }
         let links = || paths.iter().filter_map(|path| path.link.as_ref());
         let Some(link) = links().next() else {
-            return Err(NvmeTargetError::Empty { path: "an empty list".to_owned() });
+            let none = NvmeTargetError::Empty { path: "an empty list".to_owned() };
+            return Err(absent.unwrap_or(none));
         };
         let (mut block_bytes, mut volume_blocks) = (0, Vec::new());
         for (&nsid, shape) in nsids.iter().zip(&shapes) {
@@ -378,9 +390,24 @@ impl NvmeTarget {
                 self.counts.lost += 1;
             } else if serve && self.depth > 0 {
                 let back = path.reconnect(&self.options, &self.nsids, self.depth, now);
-                self.counts.connected_again += u64::from(back);
+                if back && self.leads_elsewhere(index) {
+                    let why = "its namespaces are not those of the other paths";
+                    self.paths[index].lose(why, now);
+                } else {
+                    self.counts.connected_again += u64::from(back);
+                }
             }
         }
+    }
+
+    /// Whether a path leads to other namespaces than the others do.
+    fn leads_elsewhere(&self, path: usize) -> bool {
+        let links = self.paths.iter().enumerate().filter(|(index, _)| *index != path);
+        let Some(link) = &self.paths[path].link else { return false };
+        links.filter_map(|(_, other)| other.link.as_ref()).any(|other| {
+            let pairs = link.namespaces.iter().zip(&other.namespaces);
+            pairs.flat_map(|(a, b)| a.as_ref().zip(b.as_ref())).any(|(a, b)| !is_same(a, b))
+        })
     }
 
     /// Whether a command on a path takes longer than any may.

@@ -54,6 +54,13 @@ impl Path {
         Self { trid, link: Some(link), connecting: None, connect_at: now, asked: None, ask_at: now }
     }
 
+    /// One that could not be connected yet.
+    pub(super) fn absent(trid: Trid) -> Self {
+        let now = Instant::now();
+        let connect_at = now + RECONNECT_INTERVAL;
+        Self { trid, link: None, connecting: None, connect_at, asked: None, ask_at: now }
+    }
+
     /// Takes completions off the queue pair. Whether the connection still stands.
     pub(super) fn poll(&self) -> bool {
         let qpair = self.link.as_ref().and_then(|link| link.qpair.as_ref());
