@@ -132,6 +132,7 @@ impl Cluster {
                 hosts: None,
                 list: None,
                 times: Sources::default(),
+                timer: None,
                 siblings: SiblingEnds::default(),
                 journal: None,
                 requests,

@@ -256,3 +256,34 @@ fn a_lab_that_stands_answers_and_is_taken_down() {
     setline(&["lab", "down", "--dir", dir]);
     assert!(!directory.exists());
 }
+
+#[test]
+fn movers_that_share_a_timer_say_how_good_their_stamps_are() {
+    let _alone = one_lab();
+    let directory = std::env::temp_dir().join(format!("setline-timer-{}", std::process::id()));
+    let dir = directory.to_str().unwrap();
+    let setline = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_setline")).args(arguments).output().unwrap()
+    };
+    let _down = Down(directory.clone());
+    let up = ["lab", "up", "--primary", "2", "--secondary", "1", "--timestamps", "common"];
+    let up = setline(&[&up[..], &["--dir", dir]].concat());
+    assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+    // They may be ready some milliseconds before they have asked one another.
+    let known = (0..300).any(|_| {
+        let status = setline(&["--lab", dir, "--output", "json", "status"]).stdout;
+        let movers: Value = serde_json::from_slice(&status).unwrap_or_default();
+        let stamps = |at: usize| &movers[at]["groups"][0]["timestamps"];
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(stamps(2).is_null(), "the secondary stamps nothing");
+        (0..2).all(|at| {
+            stamps(at)["source"] == "common"
+                && stamps(at)["synchronised"] == true
+                // Less than a second, on whatever machine.
+                && stamps(at)["error_ns"].as_u64().is_some_and(|ns| ns < 1_000_000_000)
+        })
+    });
+    assert!(known, "the common timer is not known");
+    let down = setline(&["lab", "down", "--dir", dir]);
+    assert!(down.status.success() && !directory.exists());
+}

@@ -24,6 +24,7 @@ pub mod machine;
 mod reader;
 mod rules;
 mod schema;
+mod timestamps;
 mod types;
 mod validate;
 
@@ -31,6 +32,7 @@ pub use address::{BadAddress, Cidr, Mac};
 pub use fault::{ConfigError, Fault, Severity, Source};
 pub use identity::{Nguid, Uuid};
 pub use limits::*;
+pub use timestamps::Timestamps;
 pub use types::*;
 
 use std::path::Path;

@@ -13,6 +13,7 @@ use super::identity::{Nguid, Uuid, derive_serial};
 use super::limits::*;
 use super::reader::{Doc, Section};
 use super::rules::{self, *};
+use super::timestamps::Timestamps;
 use super::types::*;
 
 /// Reads the whole document. Values that a later step derives are left empty: `hugepage_mib` 0,
@@ -354,7 +355,11 @@ fn group(mut s: Section<'_>) -> Group {
         timestamps: s.or(
             "timestamps",
             Timestamps::None,
-            one_of(&[("none", Timestamps::None), ("clock", Timestamps::Clock)]),
+            one_of(&[
+                ("none", Timestamps::None),
+                ("clock", Timestamps::Clock),
+                ("common", Timestamps::Common),
+            ]),
         ),
         mirror_policy: s.or(
             "mirror_policy",

@@ -193,7 +193,7 @@ fn keys_that_do_not_go_together_are_refused() {
         ),
         (
             with("copies = 2 ", "timestamps = \"ntp\"\ncopies = 2 "),
-            "group[0].timestamps: found \"ntp\"; allowed: \"none\" or \"clock\"",
+            "group[0].timestamps: found \"ntp\"; allowed: \"none\" or \"clock\" or \"common\"",
         ),
         (
             with("arena_mib = 64", "arena_mib = 64\nclock_error_us = 5000000"),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::{Cidr, Mac};
 use super::identity::{Nguid, Uuid};
+use super::timestamps::Timestamps;
 
 /// Everything one mover is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -378,40 +379,6 @@ pub enum Numbering {
     Volume,
     /// Beside that, one list over all volumes of a mover.
     Mover,
-}
-
-/// Where the time stamps of updates come from (G8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Timestamps {
-    /// There are none.
-    None,
-    /// The mover's system clock, with the bound of its error.
-    Clock,
-}
-
-impl Timestamps {
-    /// All sources.
-    pub const ALL: [Self; 2] = [Self::None, Self::Clock];
-
-    /// Its name in the file.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Clock => "clock",
-        }
-    }
-}
-
-impl std::str::FromStr for Timestamps {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let known = || Self::ALL.map(Self::name).join(", ");
-        let mut all = Self::ALL.into_iter();
-        all.find(|source| source.name() == name).ok_or_else(|| format!("one of {}", known()))
-    }
 }
 
 /// How the mirror target is chosen (G6).

@@ -317,6 +317,9 @@ impl Driver {
         }
         if now >= self.next_judge_at {
             self.next_judge_at = now.after(JUDGE_EVERY_NS);
+            if let Some((level, message)) = self.timing.turn() {
+                self.event(now, level, "clock", None, message);
+            }
             self.judge(now);
         }
         if now >= self.next_note_at {
@@ -376,7 +379,7 @@ impl Driver {
                 texts.push(format!("volume {name}: {}", fencing.reason));
             }
         }
-        texts.extend(self.timing.fault());
+        texts.extend(self.timing.faults());
         texts.extend(self.fence_faults());
         texts
     }

@@ -14,23 +14,57 @@ pub struct Timing {
     sources: Sources,
     /// Updates are taken here.
     stamps: bool,
-    /// The groups that are stamped by the system clock.
+    /// The groups that are stamped by the system clock, and by the common timer.
     by_clock: Vec<String>,
+    by_common: Vec<String>,
     clock: Option<ClockState>,
+    /// The common timer is known.
+    common: bool,
 }
 
 impl Timing {
     /// What there is to know at a mover with these sources.
     #[must_use]
     pub fn new(mover: &Mover, sources: Sources) -> Self {
-        let groups = mover.groups.iter();
-        let by_clock = groups.filter(|group| group.timestamps == Timestamps::Clock);
+        let by = |source| {
+            let groups = mover.groups.iter().filter(|group| group.timestamps == source);
+            groups.map(|group| group.name.clone()).collect()
+        };
         Self {
             sources,
             stamps: mover.mover.role == Role::Primary,
-            by_clock: by_clock.map(|group| group.name.clone()).collect(),
+            by_clock: by(Timestamps::Clock),
+            by_common: by(Timestamps::Common),
             clock: None,
+            common: false,
         }
+    }
+
+    /// The event, when the common timer is known, or not, and was not, or was, at the last turn.
+    pub fn turn(&mut self) -> Option<(EventLevel, String)> {
+        if self.by_common.is_empty() || !self.stamps {
+            return None;
+        }
+        let known = self.common_known();
+        if known == std::mem::replace(&mut self.common, known) {
+            return None;
+        }
+        Some(match known {
+            true => (EventLevel::Info, "the common timer is known here".to_owned()),
+            false => (EventLevel::Warning, self.common_fault()),
+        })
+    }
+
+    fn common_known(&self) -> bool {
+        self.sources.line(Timestamps::Common).is_some_and(|line| line.is_bounded())
+    }
+
+    fn common_fault(&self) -> String {
+        let groups = self.by_common.join(", ");
+        format!(
+            "the common timer is not known here: the error of time stamps is not known either (group \
+             {groups}); the coordinator answers when all primary movers have asked it"
+        )
     }
 
     /// The system clock's state is another one than before; the event.
@@ -51,9 +85,15 @@ impl Timing {
         (level, message)
     }
 
-    /// What is not as it should be.
+    /// Everything that is not as it should be.
     #[must_use]
-    pub fn fault(&self) -> Option<String> {
+    pub fn faults(&self) -> Vec<String> {
+        let unknown = self.stamps && !self.by_common.is_empty() && !self.common_known();
+        self.fault().into_iter().chain(unknown.then(|| self.common_fault())).collect()
+    }
+
+    /// What is wrong with the system clock.
+    fn fault(&self) -> Option<String> {
         let state = self.clock.filter(|state| !state.is_bounded() && self.stamps)?;
         let what = match state.synchronised {
             Some(_) => "the system clock is not synchronised",
@@ -77,8 +117,12 @@ impl Timing {
         Some(TimestampInfo {
             source,
             error_ns: error_ns.filter(|error| *error != ERROR_UNKNOWN),
-            synchronised: self.clock.is_some_and(|clock| clock.synchronised == Some(true)),
-            configured: self.clock.is_some_and(|clock| clock.configured),
+            synchronised: match source {
+                Timestamps::Common => line.is_some_and(|line| line.is_bounded()),
+                _ => self.clock.is_some_and(|clock| clock.synchronised == Some(true)),
+            },
+            configured: source == Timestamps::Clock
+                && self.clock.is_some_and(|clock| clock.configured),
         })
     }
 }
@@ -111,7 +155,8 @@ mod tests {
         assert_eq!(timing.clock_is(state).0, EventLevel::Info);
         let info = timing.of(Timestamps::Clock, Nanos(0)).unwrap();
         assert_eq!((info.error_ns, info.synchronised), (Some(2_000), true));
-        assert_eq!((timing.fault(), timing.of(Timestamps::None, Nanos(0))), (None, None));
+        assert_eq!(timing.faults(), Vec::<String>::new());
+        assert_eq!(timing.of(Timestamps::None, Nanos(0)), None);
 
         course.follow(Nanos(1), DAY + 1, None);
         setter.set(course.line().unwrap().encode());
@@ -119,14 +164,35 @@ mod tests {
         let (level, message) = timing.clock_is(state);
         assert_eq!(level, EventLevel::Warning);
         assert!(message.contains("not synchronised") && message.contains("bank"), "{message}");
-        assert_eq!(timing.fault(), Some(message));
+        assert_eq!(timing.faults(), [message]);
         let info = timing.of(Timestamps::Clock, Nanos(1)).unwrap();
         assert_eq!((info.error_ns, info.synchronised), (None, false));
 
         // A bound that somebody stated is one.
         let state = ClockState { synchronised: Some(false), configured: true };
         assert_eq!(timing.clock_is(state).0, EventLevel::Warning);
-        assert_eq!(timing.fault(), None);
+        assert_eq!(timing.faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_common_timer_that_is_not_known_is_said_and_when_it_is() {
+        let mut sources = Sources::default();
+        let mut setter = sources.add_common();
+        let mut timing = Timing::new(&mover(Role::Primary, Timestamps::Common), sources);
+        assert!(timing.faults()[0].contains("the common timer is not known"));
+        assert_eq!(timing.turn(), None, "nothing has changed since the start");
+        let mut course = Course::new(1, Sabotage::None);
+        course.narrow(Nanos(0), Bounds::around(DAY, 30_000));
+        setter.set(course.line().unwrap().encode());
+        assert_eq!(timing.turn().unwrap().0, EventLevel::Info);
+        assert_eq!((timing.turn(), timing.faults()), (None, Vec::new()));
+        let info = timing.of(Timestamps::Common, Nanos(0)).unwrap();
+        assert_eq!((info.error_ns, info.synchronised), (Some(30_000), true));
+        course.doubt();
+        setter.set(course.line().unwrap().encode());
+        assert_eq!(timing.turn().unwrap().0, EventLevel::Warning);
+        let info = timing.of(Timestamps::Common, Nanos(0)).unwrap();
+        assert_eq!((info.error_ns, info.synchronised), (None, false));
     }
 
     #[test]
@@ -135,6 +201,7 @@ mod tests {
         let _setter = sources.add_clock();
         let mut timing = Timing::new(&mover(Role::Secondary, Timestamps::Clock), sources);
         timing.clock_is(ClockState { synchronised: Some(false), configured: false });
-        assert_eq!((timing.fault(), timing.of(Timestamps::Clock, Nanos(0))), (None, None));
+        assert_eq!(timing.faults(), Vec::<String>::new());
+        assert_eq!(timing.of(Timestamps::Clock, Nanos(0)), None);
     }
 }

@@ -51,7 +51,7 @@ pub struct Shape {
     /// left out.
     #[arg(long)]
     pub copies: Option<u8>,
-    /// Where the time stamps of updates come from: none or clock.
+    /// Where the time stamps of updates come from: none, clock or common.
     #[arg(long, value_name = "SOURCE", default_value = "none")]
     pub timestamps: Timestamps,
     /// What joins the movers; memif when left out, veth where a mover is cut off.

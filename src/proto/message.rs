@@ -247,6 +247,24 @@ pub enum Message {
         /// The version.
         map_version: MapVersion,
     },
+    /// A mover's poller 0 → coordinator: what the common timer shows (G8). Asked again when it is answered,
+    /// and when the link comes up.
+    TimeAsk {
+        /// When, by the sender's monotonic clock: names the ask, and means nothing to the receiver.
+        asked: u64,
+        /// The latest that the timer can be as far as the sender knows, nanoseconds since the Unix epoch;
+        /// 0 when it knows nothing.
+        latest_ns: u64,
+    },
+    /// Coordinator → who asked.
+    TimeAnswer {
+        /// Which ask.
+        asked: u64,
+        /// What the timer showed since that was asked, nanoseconds since the Unix epoch.
+        time_ns: u64,
+        /// All members know the timer.
+        firm: bool,
+    },
 }
 
 /// What a shard that is not responsible for a volume asks of the one that is.

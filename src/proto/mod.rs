@@ -17,4 +17,5 @@ pub mod ranges;
 pub mod sabotage;
 pub mod secondary;
 pub mod time;
+pub mod timer;
 pub mod types;

@@ -11,6 +11,8 @@ use super::message::Message;
 use super::primary::{PrimaryShard, RecordVerdict};
 use super::sabotage::Sabotage;
 use super::secondary::{Receipt, Refusal, Secondary};
+use super::time::Line;
+use super::timer::Timer;
 use super::types::{BufRef, Epoch, MoverId, Nanos, NvmeStatus, ShardId};
 use crate::wire::update::UpdateInfo;
 use alloc::collections::VecDeque;
@@ -49,6 +51,8 @@ pub struct Node {
     /// What pollers of the same mover said that have entered an epoch before this one: through
     /// rings, which do not refuse anything.
     early: Vec<(ShardId, Epoch, Message)>,
+    /// The mover's part in the common timer, at its poller 0 where a group is stamped by it (G8).
+    timer: Option<Timer>,
 }
 
 impl Node {
@@ -75,9 +79,28 @@ impl Node {
             machines,
             loopback: VecDeque::with_capacity(16),
             early: Vec::new(),
+            timer: None,
         };
         node.handle_peer_up(now, me);
         node
+    }
+
+    /// Gives the node the mover's part in the common timer. Before anything else is done with it.
+    pub fn keep_time(&mut self, timer: Timer) {
+        self.timer = Some(timer);
+    }
+
+    /// The mover's part in the common timer, where it is.
+    #[must_use]
+    pub fn timer(&self) -> Option<&Timer> {
+        self.timer.as_ref()
+    }
+
+    /// The line of the common timer, if it is another one than at the last call. Whoever stamps has to have
+    /// it before commands are carried out.
+    #[inline]
+    pub fn take_line(&mut self) -> Option<Line> {
+        self.timer.as_mut()?.take_line()
     }
 
     /// Refuses what the other site says in epochs before this one.
@@ -158,6 +181,13 @@ impl Node {
             epoch = self.epoch;
         }
         match &mut self.machines {
+            Machines::Primary { .. }
+                if matches!(message, Message::TimeAsk { .. } | Message::TimeAnswer { .. }) =>
+            {
+                if let Some(timer) = &mut self.timer {
+                    timer.handle_message(now, from, epoch, &message);
+                }
+            }
             Machines::Primary { shard, boundary } => {
                 let for_engine = match &message {
                     Message::Prepared { .. }
@@ -202,6 +232,9 @@ impl Node {
             engine.lead();
             engine.plan(record.plan.as_ref().map(|plan| plan.version));
         }
+        if let Some(timer) = &mut self.timer {
+            timer.enter(record);
+        }
         shard.enter(now, record);
         for (from, epoch, message) in core::mem::take(&mut self.early) {
             self.handle_message(now, from, epoch, message);
@@ -220,11 +253,14 @@ impl Node {
         shard.planned(record);
     }
 
-    /// Whether the primary shard here is whole, see [`PrimaryShard::is_whole`].
+    /// Whether the primary shard here is whole, see [`PrimaryShard::is_whole`], and can go on with the common
+    /// timer.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         match &self.machines {
-            Machines::Primary { shard, .. } => shard.is_whole(),
+            Machines::Primary { shard, .. } => {
+                shard.is_whole() && self.timer.as_ref().is_none_or(Timer::is_settled)
+            }
             Machines::Secondary(_) => true,
         }
     }
@@ -237,6 +273,9 @@ impl Node {
 
     /// The link to `peer` is up with a new memory at the other end.
     pub fn handle_peer_up(&mut self, now: Nanos, peer: ShardId) {
+        if let Some(timer) = &mut self.timer {
+            timer.handle_peer_up(peer);
+        }
         match &mut self.machines {
             Machines::Primary { shard, boundary } => {
                 shard.handle_peer_up(peer);
@@ -332,6 +371,9 @@ impl Node {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Nanos) {
+        if let Some(timer) = &mut self.timer {
+            timer.handle_timeout(now);
+        }
         match &mut self.machines {
             Machines::Primary { shard, boundary } => {
                 shard.handle_timeout(now);
@@ -346,13 +388,15 @@ impl Node {
     /// When [`Self::handle_timeout`] is due.
     #[must_use]
     pub fn next_timeout(&self) -> Nanos {
-        match &self.machines {
+        let timer = self.timer.as_ref().map_or(Nanos::NEVER, Timer::next_timeout);
+        let machines = match &self.machines {
             Machines::Primary { shard, boundary } => {
                 let engine = boundary.as_ref().map_or(Nanos::NEVER, Boundary::next_timeout);
                 engine.min(shard.next_timeout())
             }
             Machines::Secondary(machines) => machines.next_timeout(),
-        }
+        };
+        machines.min(timer)
     }
 
     /// The next thing to do. What a machine says to one of the same poller is delivered here and
@@ -364,7 +408,8 @@ impl Node {
                 // A boundary does not wait for the writes that the shard wants done.
                 Machines::Primary { shard, boundary } => {
                     let first = boundary.as_mut().and_then(Boundary::poll_command);
-                    first.or_else(|| shard.poll_command())
+                    let timer = || self.timer.as_mut().and_then(Timer::poll_command);
+                    first.or_else(timer).or_else(|| shard.poll_command())
                 }
                 Machines::Secondary(machines) => return machines.poll_command(),
             };

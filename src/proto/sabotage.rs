@@ -63,8 +63,12 @@ pub enum Sabotage {
     HandOffUndrained,
     /// A shard goes on numbering a volume that has moved at the boundary (invariant 4).
     KeepMoved,
-    /// Time stamps follow a clock that is put back (G8).
+    /// Time stamps follow a clock that is put back (invariant 11).
     ClockBack,
+    /// The time that an answer of the common timer was on its way does not count (invariant 11).
+    RoundTripIgnored,
+    /// What was known of a former coordinator's timer is believed further on (invariant 11).
+    TrustOldTimer,
 }
 
 impl Sabotage {
@@ -72,7 +76,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -98,6 +102,8 @@ impl Sabotage {
         Self::HandOffUndrained,
         Self::KeepMoved,
         Self::ClockBack,
+        Self::RoundTripIgnored,
+        Self::TrustOldTimer,
     ];
 
     /// Whether `variant` is to be broken: `config.sabotage.is(Sabotage::OverlapAtBase)`.
@@ -138,6 +144,8 @@ impl Sabotage {
             Self::HandOffUndrained => "hand-off-undrained",
             Self::KeepMoved => "keep-moved",
             Self::ClockBack => "clock-back",
+            Self::RoundTripIgnored => "round-trip-ignored",
+            Self::TrustOldTimer => "trust-old-timer",
         }
     }
 

@@ -26,11 +26,18 @@ pub const ERROR_UNKNOWN: u32 = u32::MAX;
 /// A line runs slow by a part in 2^11, 488 ppm: more than counters and the kernel's own corrections
 /// (500 ppm at most, a tenth of that as a rule) make up for within the next readings.
 const SLOW_SHIFT: u32 = 11;
-/// A mover's monotonic clock is off by less than a part in 2^12, 244 ppm: crystals are good for 100, and
-/// the counter's frequency is measured to a few (`runtime::clock`).
+/// Two movers' monotonic clocks go apart by less than a part in 2^12, 244 ppm: crystals are good for 100
+/// each, and the counter's frequency is measured to a few (`runtime::clock`).
 const DRIFT_SHIFT: u32 = 12;
 /// What is ahead by more than this was not drift: the clock was put back.
 const STEP_NS: u64 = 1_000_000;
+
+/// By how much a mover's clock, or two movers' clocks against each other, can be off after a time, nanoseconds.
+#[inline]
+#[must_use]
+pub const fn drift_ns(run_ns: u64) -> u64 {
+    (run_ns >> DRIFT_SHIFT) + (run_ns > 0) as u64
+}
 
 /// The time stamp of an update.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -101,13 +108,19 @@ impl Line {
         self.time_ns + straight - (straight >> SLOW_SHIFT) + bent - (bent >> 1)
     }
 
+    /// Whether anybody knows where the true time lies.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.bounds.is_some()
+    }
+
     /// Where the true time lies; none when nobody knows.
     #[inline]
     #[must_use]
     pub fn bounds(&self, now: Nanos) -> Option<Bounds> {
         let bounds = self.bounds?;
         let run = now.since(self.at);
-        let spread = (run >> DRIFT_SHIFT) + u64::from(run > 0);
+        let spread = drift_ns(run);
         Some(Bounds {
             earliest_ns: bounds.earliest_ns + run - spread,
             latest_ns: bounds.latest_ns.saturating_add(run + spread),

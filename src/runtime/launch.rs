@@ -27,7 +27,7 @@ use super::parts::{ArenaParts, MachineConfigs, PollerParts};
 use super::plan::{self, FIRST_EPOCH, Machines, Plan, PlanError, PollerPlan, SecondaryPlan, Start};
 use super::poller::{Poller, PollerError, RunningPoller};
 use super::siblings::SiblingEnds;
-use super::stamps::Sources;
+use super::stamps::{LineSetter, Sources};
 use super::timekeeper::Timekeeper;
 use super::volumes::{VolumeError, Volumes};
 use crate::config::{Disk, Idle, Loaded, LogLevel, Mover, Numbering, PortKind, Role};
@@ -43,6 +43,7 @@ use crate::mem::discipline;
 use crate::proto::membership::SiteRecord;
 use crate::proto::sabotage::Sabotage;
 use crate::proto::secondary::{CoordinatorConfig, ShardConfig, VolumeConfig};
+use crate::proto::timer::TimerConfig;
 use crate::proto::types::{MoverId, Nanos, VolumeId};
 use crate::spdk::env::{DmaBuf, Env, EnvConfig, tsc_now};
 use crate::spdk::error::Error;
@@ -201,6 +202,10 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
 
     let mut times = Sources::default();
     let mut timekeeper = Timekeeper::new(&mover, &mut times, &clock, discipline::read);
+    let common = plan.pollers.iter().find_map(|poller| {
+        let timer = plan::timer(&mover, poller.shard, &start, &record)?;
+        Some((timer, times.add_common()))
+    });
     let (reports, from_pollers) = bounded(REPORTS_MAX);
     let session = Incarnation::new(boot.session).unwrap_or(Incarnation::MAX);
     let mut line = Assembly {
@@ -216,6 +221,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         ios_max: pools.bdev_ios as usize,
         list: list_of_numbers(&mover),
         times: times.clone(),
+        common,
         reports,
     };
     let mut to_pollers = Vec::new();
@@ -400,6 +406,7 @@ struct Assembly<'a> {
     ios_max: usize,
     list: Option<Arc<AtomicU64>>,
     times: Sources,
+    common: Option<(TimerConfig, LineSetter)>,
     reports: Sender<FromPoller>,
 }
 
@@ -443,6 +450,7 @@ impl Assembly<'_> {
             hosts: self.hosts.map(Hosts::groups),
             list: self.list.clone(),
             times: self.times.clone(),
+            timer: self.common.take_if(|(timer, _)| timer.me == poller.shard),
             siblings,
             journal: self.volumes.journal_parts(self.mover, self.plan, poller),
             requests,

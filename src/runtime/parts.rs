@@ -4,7 +4,7 @@ use super::clock::Clock;
 use super::idle::IdlePolicy;
 use super::messages::{FromPoller, ToPoller};
 use super::siblings::SiblingEnds;
-use super::stamps::Sources;
+use super::stamps::{LineSetter, Sources};
 use crate::config::Timestamps;
 use crate::dpdk::Queue;
 use crate::mem::arena::LogLimits;
@@ -13,6 +13,7 @@ use crate::proto::link::{LinkConfig, PeerEpoch};
 use crate::proto::membership::SiteRecord;
 use crate::proto::primary::PrimaryConfig;
 use crate::proto::secondary::{CoordinatorConfig, ShardConfig};
+use crate::proto::timer::TimerConfig;
 use crate::proto::types::{Epoch, MoverId, ShardId, VolumeId};
 use crate::spdk::env::IoBuf;
 use crate::spdk::nvmf::GroupFactory;
@@ -63,6 +64,8 @@ pub struct PollerParts {
     pub list: Option<Arc<AtomicU64>>,
     /// The mover's sources of time (G8).
     pub times: Sources,
+    /// The mover's part in the common timer, and what sets its line, where this poller has it.
+    pub timer: Option<(TimerConfig, LineSetter)>,
     /// The rings to the mover's other pollers.
     pub siblings: SiblingEnds,
     /// The set journal, at a secondary mover.

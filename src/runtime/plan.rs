@@ -33,6 +33,7 @@ use crate::proto::primary::{
     GroupConfig, MirrorPeer, MirrorPolicy, Numbering, PrimaryConfig, VolumeConfig,
 };
 use crate::proto::sabotage::Sabotage;
+use crate::proto::timer::TimerConfig;
 use crate::proto::types::{Epoch, GroupId, MapVersion, MoverId, Seq, SetId, ShardId, VolumeId};
 
 mod budget;
@@ -56,6 +57,11 @@ pub const IN_FLIGHT_MAX: u32 = 4096;
 const RECORD_ALIGN: u32 = 64;
 /// Updates that a shard forwards to responsible shards at once (G3).
 const FORWARDS_MAX: u32 = 4096;
+
+/// How often a mover asks for the common timer, nanoseconds.
+const TIMER_ASK_NS: u64 = 10_000_000;
+/// A line of the common timer is there for all pollers well before so much time has gone by.
+const TIMER_BEND_NS: u64 = 1_000_000_000;
 
 /// Why a configuration that is sound by itself cannot be carried out.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -357,6 +363,29 @@ fn primary(
     };
     let boundary = (me == record.coordinator).then(|| engine(mover, topology, start, &record));
     Machines::Primary { shard, boundary }
+}
+
+/// The mover's part in the common timer, at the poller `me`: at the first one, where a group is stamped by
+/// it (G8).
+#[must_use]
+pub fn timer(
+    mover: &Mover,
+    me: ShardId,
+    start: &Start,
+    record: &SiteRecord,
+) -> Option<TimerConfig> {
+    let used = mover.groups.iter().any(|group| group.timestamps == config::Timestamps::Common);
+    let here = mover.mover.role == Role::Primary && me.poller == 0;
+    (used && here).then(|| TimerConfig {
+        me,
+        coordinator: record.coordinator,
+        epoch: start.epoch(),
+        members: record.members.clone(),
+        unix_offset_ns: start.unix_offset_ns,
+        ask_ns: TIMER_ASK_NS,
+        bend_ns: TIMER_BEND_NS,
+        sabotage: Sabotage::None,
+    })
 }
 
 /// The boundary engine of the shard that coordinates in the epoch of `record`.

@@ -16,7 +16,7 @@ use super::parts::{MachineConfigs, PollerParts, TapOwner, VolumeParts};
 use super::readback::ReadBack;
 use super::remote::Remote;
 use super::siblings::{SiblingEnds, SiblingMessage};
-use super::stamps::Stamps;
+use super::stamps::{LineSetter, Stamps};
 use super::stats::Stats;
 use crate::config::Timestamps;
 use crate::dpdk::Region;
@@ -25,6 +25,7 @@ use crate::proto::boundary::Boundary;
 use crate::proto::node::{Machines, Node};
 use crate::proto::primary::PrimaryShard;
 use crate::proto::secondary::Secondary;
+use crate::proto::timer::Timer;
 use crate::proto::types::{BufRef, Epoch, Nanos, ShardId};
 use crate::spdk::bdev::{Bdev, Channel};
 use crate::spdk::env::EalThread;
@@ -180,6 +181,8 @@ pub struct Poller {
     /// that number so.
     pub(super) list: Option<Arc<AtomicU64>>,
     pub(super) stamps: Stamps,
+    /// Sets the line of the common timer, where the mover's part in that is here.
+    common_time: Option<LineSetter>,
     /// Alignment of records that arrive: the strictest of the volumes.
     pub(super) record_align: usize,
     /// This thread's share of the hosts' connections.
@@ -303,6 +306,11 @@ impl Poller {
         };
         let begins = parts.enters.as_ref().map_or(parts.epoch, |_| Epoch(parts.epoch.0 - 1));
         let mut node = Node::new(shard, begins, parts.other_site, machines, now);
+        let mut common_time = None;
+        if let Some((timer, setter)) = parts.timer {
+            node.keep_time(Timer::new(&timer));
+            common_time = Some(setter);
+        }
         if let Some((record, engine)) = &parts.enters {
             // Before anything comes: a session of the epoch before would end with it.
             node.enter(now, record, engine);
@@ -356,6 +364,7 @@ impl Poller {
             siblings: parts.siblings,
             list: parts.list,
             stamps: Stamps::new(parts.clock, parts.times),
+            common_time,
             quiesced: false,
             refusing: false,
             stats: Stats::new(&parts.clock),
@@ -405,6 +414,12 @@ impl Poller {
             work += 1;
         }
         self.node.handle_timeout(self.now);
+        if let Some(setter) = &mut self.common_time
+            && let Some(line) = self.node.take_line()
+        {
+            // Before it is said to anybody that it holds.
+            setter.set(line.encode());
+        }
         work += self.run_commands();
         let mut arrivals = if self.node.is_at_boundary() { BOUNDARY_ARRIVALS } else { usize::MAX };
         while arrivals > 0

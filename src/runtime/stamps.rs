@@ -22,6 +22,7 @@ type LineGetter = Getter<{ Line::WORDS }>;
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     clock: Option<LineGetter>,
+    common: Option<LineGetter>,
 }
 
 impl Sources {
@@ -32,10 +33,18 @@ impl Sources {
         setter
     }
 
+    /// Adds the common timer; what sets its line.
+    pub fn add_common(&mut self) -> LineSetter {
+        let (setter, getter) = latch();
+        self.common = Some(getter);
+        setter
+    }
+
     fn getter(&self, source: Timestamps) -> Option<&LineGetter> {
         match source {
             Timestamps::None => None,
             Timestamps::Clock => self.clock.as_ref(),
+            Timestamps::Common => self.common.as_ref(),
         }
     }
 
@@ -52,7 +61,7 @@ pub struct Stamps {
     clock: Clock,
     sources: Sources,
     /// By source: what it gave out last.
-    stampers: [Stamper; 1],
+    stampers: [Stamper; 2],
 }
 
 impl Stamps {
@@ -68,6 +77,7 @@ impl Stamps {
         let stamper = match source {
             Timestamps::None => return TimeStamp::NONE,
             Timestamps::Clock => &mut self.stampers[0],
+            Timestamps::Common => &mut self.stampers[1],
         };
         let Some(getter) = self.sources.getter(source) else { return TimeStamp::NONE };
         let read = |words| (Line::decode(words), self.clock.at(tsc::read_ordered()));

@@ -148,12 +148,12 @@ impl Cluster {
             self.launch_poller(index)?;
         }
         // The rings to the other pollers of the same mover need no session.
-        let now = self.queue.now();
         for index in shards.clone() {
+            let here = self.here(index);
             for peer in shards.clone().filter(|peer| *peer != index) {
                 let peer = self.shard_id(peer);
                 if let Some(node) = &mut self.pollers[index].node {
-                    node.handle_peer_up(now, peer);
+                    node.handle_peer_up(here, peer);
                 }
             }
         }
@@ -164,7 +164,7 @@ impl Cluster {
     }
 
     fn launch_poller(&mut self, index: usize) -> Verdict {
-        let now = self.queue.now();
+        let (now, here) = (self.queue.now(), self.here(index));
         self.pollers[index].life += 1;
         let (machines, other) = if index < self.primaries {
             (self.primary_machines(index), self.primaries..self.pollers.len())
@@ -178,10 +178,13 @@ impl Cluster {
         self.pollers[index].record = self.site.records.len() - 1;
         let joins = index < self.primaries && record.epoch > EPOCH;
         let epoch = if joins { Epoch(record.epoch.0 - 1) } else { EPOCH };
-        let mut node = Node::new(self.shard_id(index), epoch, other, machines, now);
+        let mut node = Node::new(self.shard_id(index), epoch, other, machines, here);
         node.expect_other_site(EPOCH);
+        if let Some(timer) = self.timer(index, epoch) {
+            node.keep_time(timer);
+        }
         if joins {
-            node.enter(now, &record, &self.engine(&record));
+            node.enter(here, &record, &self.engine(&record));
         }
         self.pollers[index].node = Some(Box::new(node));
         self.pollers[index].ports.clear();

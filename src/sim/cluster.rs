@@ -189,7 +189,8 @@ impl Cluster {
                     return Ok(());
                 }
                 self.pollers[node].wake_at = Nanos::NEVER;
-                self.pollers[node].handle_timeout(now);
+                let here = self.here(node);
+                self.pollers[node].handle_timeout(now, here);
                 self.settle(node)
             }
             Event::Base { node, life, op, write, at, token } => {
@@ -222,9 +223,9 @@ impl Cluster {
             }
         }
         loop {
-            let now = self.queue.now();
+            let here = self.here(node);
             while let Some(command) =
-                self.pollers[node].node.as_mut().and_then(|node| node.poll_command(now))
+                self.pollers[node].node.as_mut().and_then(|node| node.poll_command(here))
             {
                 self.execute(node, command)?;
             }
@@ -234,7 +235,8 @@ impl Cluster {
             }
         }
         self.transmit(node)?;
-        let at = self.pollers[node].next_timeout();
+        self.timer_of(node);
+        let at = self.next_timeout(node);
         if at < self.pollers[node].wake_at {
             self.pollers[node].wake_at = at;
             self.queue.at(at, Event::Wake { node });

@@ -172,10 +172,10 @@ impl Cluster {
         };
         let record_bytes = UPDATE_HEADER_BYTES + payload_len as usize;
         let has_room = self.pollers[node].arena.has_room(Room::Own, record_bytes);
-        let now = self.queue.now();
+        let (now, here) = (self.queue.now(), self.here(node));
         let Some(machines) = self.pollers[node].node.as_mut() else { return Ok(false) };
         if !has_room {
-            machines.handle_pressure(now);
+            machines.handle_pressure(here);
             return Ok(false);
         }
         let Some(shard) = machines.primary() else { return Ok(false) };
@@ -409,8 +409,9 @@ impl Cluster {
         let members = &self.site.latest().members;
         let barred = (0..self.profile.primaries).filter(|m| !members.contains(&MoverId(*m)));
         self.barred[volume] = barred.map(|mover| 1_u64 << mover).sum();
+        let here = self.here(node);
         if let Some(machines) = &mut self.pollers[node].node {
-            machines.handle_written(now, token, NvmeStatus::SUCCESS);
+            machines.handle_written(here, token, NvmeStatus::SUCCESS);
         }
         self.settle(node)
     }
@@ -468,8 +469,9 @@ impl Cluster {
             write!(out, "the base {} write {write}", if ok { "has" } else { "failed" })
         });
         let status = if ok { NvmeStatus::SUCCESS } else { NvmeStatus::WRITE_FAULT };
+        let here = self.here(node);
         if let Some(machines) = &mut self.pollers[node].node {
-            machines.handle_written(now, token, status);
+            machines.handle_written(here, token, status);
         }
         self.settle(node)
     }

@@ -297,8 +297,9 @@ impl Cluster {
         self.trace.note(now, b'O', [from as u64, to as u64], |out| {
             write!(out, "of {epoch}, {source} to shard {to}: {message:?}")
         });
+        let here = self.here(to);
         if let Some(machines) = &mut self.pollers[to].node {
-            machines.handle_message(now, source, epoch, message);
+            machines.handle_message(here, source, epoch, message);
         }
         self.settle(to)
     }
@@ -307,10 +308,10 @@ impl Cluster {
         &mut self,
         act: impl FnOnce(&mut crate::proto::boundary::Boundary, crate::proto::types::Nanos),
     ) -> Verdict {
-        let now = self.queue.now();
         let at = self.coordinator();
+        let here = self.here(at);
         if let Some(boundary) = self.pollers[at].node.as_mut().and_then(|node| node.boundary()) {
-            act(boundary, now);
+            act(boundary, here);
             return self.settle(at);
         }
         Ok(())

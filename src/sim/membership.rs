@@ -267,10 +267,10 @@ impl Cluster {
                 }
             }
         }
-        let engine = self.engine(&record);
+        let (engine, here) = (self.engine(&record), self.here(node));
         let mut taken: Vec<VolumeId> = Vec::new();
         if let Some(machines) = &mut self.pollers[node].node {
-            machines.enter(now, &record, &engine);
+            machines.enter(here, &record, &engine);
             let shard = machines.primary();
             taken
                 .extend(shard.iter().flat_map(|shard| shard.not_ready()).map(|(volume, _)| volume));

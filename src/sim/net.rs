@@ -92,8 +92,9 @@ impl Cluster {
         self.trace.note(now, b'M', [from as u64, to as u64, kind], |out| {
             write!(out, "{source} → {me} {message:?}")
         });
+        let here = self.here(to);
         if let Some(machines) = &mut self.pollers[to].node {
-            machines.handle_message(now, source, epoch, message);
+            machines.handle_message(here, source, epoch, message);
         }
         Ok(())
     }
@@ -132,7 +133,7 @@ impl Cluster {
 
     /// Takes the events of a link, and the records that its peer has stored.
     pub(super) fn link_events(&mut self, node: usize, port: usize) -> Verdict {
-        let now = self.queue.now();
+        let (now, here) = (self.queue.now(), self.here(node));
         loop {
             let port = &mut self.pollers[node].ports[port];
             let peer = port.peer;
@@ -141,7 +142,7 @@ impl Cluster {
                     write!(out, "shard {peer} has stored {:?} of shard {node}", done.token)
                 });
                 if let Some(machines) = &mut self.pollers[node].node {
-                    machines.handle_delivered(now, done.token);
+                    machines.handle_delivered(here, done.token);
                 }
                 continue;
             }
@@ -158,7 +159,7 @@ impl Cluster {
                     port.unsent.clear();
                     let peer = self.pollers[peer].id;
                     if let Some(machines) = &mut self.pollers[node].node {
-                        machines.handle_peer_up(now, peer);
+                        machines.handle_peer_up(here, peer);
                     }
                 }
                 LinkEvent::Closed => port.unsent.clear(),
@@ -248,7 +249,7 @@ impl Cluster {
         store: &Store,
         payload: &[u8],
     ) -> Verdict {
-        let now = self.queue.now();
+        let here = self.here(to);
         let room = match store.role {
             RecordRole::Transfer => Room::Own,
             RecordRole::Mirror
@@ -278,7 +279,7 @@ impl Cluster {
                 self.stats.records_refused += 1;
                 node.ports[port].link.record_refused(store, false);
                 if let Some(machines) = &mut node.node {
-                    machines.handle_pressure(now);
+                    machines.handle_pressure(here);
                 }
                 return Ok(());
             }
@@ -328,7 +329,7 @@ impl Cluster {
         role: RecordRole,
         buf: BufRef,
     ) -> Result<bool, Violation> {
-        let now = self.queue.now();
+        let (now, here) = (self.queue.now(), self.here(to));
         let source = self.pollers[from].id;
         let node = &mut self.pollers[to];
         let me: ShardId = node.id;
@@ -337,7 +338,7 @@ impl Cluster {
             write!(out, "{source} → {me} {role:?} {} of {} in {}", info.seq, info.volume, info.set)
         });
         let Some(machines) = &mut node.node else { return Ok(false) };
-        let verdict = machines.handle_record(now, source, role, &info, buf);
+        let verdict = machines.handle_record(here, source, role, &info, buf);
         if verdict != RecordVerdict::StaleEpoch {
             let secondary = to >= self.primaries;
             self.observer.heard(if secondary { SECONDARY } else { me.mover.0 }, &info);

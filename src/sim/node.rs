@@ -74,14 +74,15 @@ impl Poller {
         }
     }
 
-    /// When its machines or links want to be woken.
-    pub(super) fn next_timeout(&self) -> Nanos {
-        let Some(node) = &self.node else { return Nanos::NEVER };
-        self.ports.iter().map(|port| port.link.next_timeout()).fold(node.next_timeout(), Nanos::min)
+    /// When its machines want to be woken, by its mover's clock, and when its links do.
+    pub(super) fn next_timeouts(&self) -> (Nanos, Nanos) {
+        let Some(node) = &self.node else { return (Nanos::NEVER, Nanos::NEVER) };
+        let links = self.ports.iter().map(|port| port.link.next_timeout());
+        (node.next_timeout(), links.fold(Nanos::NEVER, Nanos::min))
     }
 
-    /// Wakes its machines and links.
-    pub(super) fn handle_timeout(&mut self, now: Nanos) {
+    /// Wakes its machines, by whose mover's clock it is `here`, and its links.
+    pub(super) fn handle_timeout(&mut self, now: Nanos, here: Nanos) {
         for port in &mut self.ports {
             if port.link.next_timeout() <= now {
                 port.link.handle_timeout(now);
@@ -89,9 +90,9 @@ impl Poller {
             }
         }
         if let Some(node) = &mut self.node
-            && node.next_timeout() <= now
+            && node.next_timeout() <= here
         {
-            node.handle_timeout(now);
+            node.handle_timeout(here);
         }
     }
 

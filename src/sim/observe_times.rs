@@ -44,6 +44,7 @@ impl Observer {
         }
         let write = &mut self.writes[id as usize];
         write.time = stamp;
+        let Some(truth_ns) = truth_ns else { return Ok(()) };
         if time_ns == 0 || error_ns == ERROR_UNKNOWN {
             return Ok(());
         }

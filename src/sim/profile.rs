@@ -368,7 +368,8 @@ impl Profile {
         if knobs.calm_movers {
             profile.movers = MoverFaults::default();
         }
-        let timestamps = rng.pick(&[Timestamps::None, Timestamps::Clock]);
+        let timestamps =
+            rng.pick(&[Timestamps::None, Timestamps::Clock, Timestamps::Clock, Timestamps::Common]);
         profile.timestamps = knobs.timestamps.unwrap_or(timestamps);
         profile
     }

@@ -105,6 +105,8 @@ pub struct Stats {
     pub stamped: u64,
     /// Of these, those whose error nobody knows.
     pub stamped_unknown: u64,
+    /// Times that the common timer began at a mover.
+    pub timers: u64,
 }
 
 macro_rules! each {
@@ -175,4 +177,5 @@ each!(
     pauses,
     stamped,
     stamped_unknown,
+    timers,
 );

@@ -171,6 +171,12 @@ fn time_stamps_that_follow_a_clock_back_are_seen() {
 }
 
 #[test]
+fn stamping_by_the_common_timer_with_bounds_that_do_not_hold_is_seen() {
+    assert_eq!(broken(Sabotage::RoundTripIgnored), 11);
+    assert_eq!(broken_in(failing, Sabotage::TrustOldTimer), 11);
+}
+
+#[test]
 fn time_stamps_by_the_clock_change_nothing_else() {
     let hash = |timestamps| {
         let knobs = Knobs { timestamps: Some(timestamps), ..Knobs::default() };
@@ -200,7 +206,12 @@ fn histories_that_once_filled_a_journal_for_good_come_to_rest() {
     // this size filled by restarts before the first set, some by flushes of one record each, some
     // with memory that waited for a partner.
     for seed in [26, 39, 40, 112, 117, 136, 168, 237, 404, 716, 1832] {
-        let knobs = Knobs { journal_percent: Some(100), fail: Some(false), ..Knobs::default() };
+        let knobs = Knobs {
+            journal_percent: Some(100),
+            fail: Some(false),
+            timestamps: Some(Timestamps::None),
+            ..Knobs::default()
+        };
         let outcome = super::cluster::run(seed, &knobs, 0);
         assert_eq!(outcome.violation, None, "seed {seed}");
     }

@@ -83,6 +83,8 @@ const GREET: u8 = 23;
 const PLANNED: u8 = 24;
 const HAND_OFF: u8 = 25;
 const SETTLED: u8 = 26;
+const TIME_ASK: u8 = 27;
+const TIME_ANSWER: u8 = 28;
 const ASK: u8 = 40;
 const ANSWERED: u8 = 41;
 
@@ -240,6 +242,17 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             out.extend_from_slice(&map_version.0.to_le_bytes());
             SETTLED
         }
+        Message::TimeAsk { asked, latest_ns } => {
+            out.extend_from_slice(&asked.to_le_bytes());
+            out.extend_from_slice(&latest_ns.to_le_bytes());
+            TIME_ASK
+        }
+        Message::TimeAnswer { asked, time_ns, firm } => {
+            out.extend_from_slice(&asked.to_le_bytes());
+            out.extend_from_slice(&time_ns.to_le_bytes());
+            out.push(u8::from(*firm));
+            TIME_ANSWER
+        }
     }
 }
 
@@ -374,6 +387,10 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
             lasts: r.lasts()?,
         },
         SETTLED => Message::Settled { group: r.group()?, map_version: MapVersion(r.u32()?) },
+        TIME_ASK => Message::TimeAsk { asked: r.u64()?, latest_ns: r.u64()? },
+        TIME_ANSWER => {
+            Message::TimeAnswer { asked: r.u64()?, time_ns: r.u64()?, firm: r.flag("firm")? }
+        }
         found => return Err(MessageError::Kind { found }),
     };
     if r.rest.is_empty() {

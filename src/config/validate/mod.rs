@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 
 use super::limits::*;
 use super::reader::Doc;
-use super::types::{ClusterStoreKind, Listener, Mover, Role, Timestamps};
+use super::timestamps::Timestamps;
+use super::types::{ClusterStoreKind, Listener, Mover, Role};
 
 /// Judges a completed configuration.
 pub(super) fn check(doc: &Doc, mover: &Mover) {

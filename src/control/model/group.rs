@@ -102,7 +102,8 @@ pub struct TimestampInfo {
     pub source: Timestamps,
     /// The bound of their error at this moment, nanoseconds; none when it is not known.
     pub error_ns: Option<u32>,
-    /// Whether the source is synchronised: the system clock as the kernel says.
+    /// Whether the source is synchronised: the system clock as the kernel says; of the common timer,
+    /// whether it is known here.
     pub synchronised: bool,
     /// The bound of the clock's error is the configuration's.
     #[serde(default)]

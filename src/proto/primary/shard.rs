@@ -591,7 +591,9 @@ impl PrimaryShard {
             | Message::Settled { .. }
             | Message::Stopping { .. }
             | Message::Ask { .. }
-            | Message::Answered { .. } => self.counters.unexpected += 1,
+            | Message::Answered { .. }
+            | Message::TimeAsk { .. }
+            | Message::TimeAnswer { .. } => self.counters.unexpected += 1,
         }
     }
 

@@ -117,6 +117,12 @@ fn message() -> impl Strategy<Value = Message> {
             group: GroupId(group),
             map_version: MapVersion(map),
         }),
+        any::<(u64, u64)>().prop_map(|(asked, latest_ns)| Message::TimeAsk { asked, latest_ns }),
+        any::<(u64, u64, bool)>().prop_map(|(asked, time_ns, firm)| Message::TimeAnswer {
+            asked,
+            time_ns,
+            firm
+        }),
         (any::<u64>(), any::<u8>(), any::<u8>()).prop_map(|(ask, sct, sc)| {
             Message::Answered { ask: AskId(ask), status: NvmeStatus { sct, sc } }
         }),
@@ -154,6 +160,16 @@ fn golden_bytes_of_prepare() {
     let message = Message::Prepare { group: GroupId(2), set: SetId(3), map_version: MapVersion(4) };
     encode(Epoch(1), &message, &mut bytes);
     assert_eq!(bytes, b"\x02\x01\0\0\x01\0\0\0\x02\0\x03\0\0\0\0\0\0\0\x04\0\0\0");
+}
+
+#[test]
+fn golden_bytes_of_time_ask_and_answer() {
+    let mut bytes = Vec::new();
+    encode(Epoch(1), &Message::TimeAsk { asked: 5, latest_ns: 6 }, &mut bytes);
+    assert_eq!(bytes, b"\x1b\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
+    bytes.clear();
+    encode(Epoch(1), &Message::TimeAnswer { asked: 5, time_ns: 7, firm: true }, &mut bytes);
+    assert_eq!(bytes, b"\x1c\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x01");
 }
 
 #[test]
