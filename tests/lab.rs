@@ -244,7 +244,8 @@ fn a_lab_that_stands_answers_and_is_taken_down() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let _down = Down(directory.clone());
-    let up = setline(&["lab", "up", "--primary", "2", "--secondary", "1", "--dir", dir]);
+    let shape = ["--primary", "2", "--secondary", "1", "--store", "etcd", "--base", "array"];
+    let up = setline(&[&["lab", "up", "--dir", dir], &shape[..]].concat());
     assert!(up.contains("trtype:VFIOUSER"), "{up}");
     let status: Value =
         serde_json::from_str(&setline(&["--lab", dir, "--output", "json", "status"])).unwrap();
@@ -253,6 +254,25 @@ fn a_lab_that_stands_answers_and_is_taken_down() {
     assert!(closed.contains("closed with 0 updates"), "{closed}");
     let map = setline(&["--lab", dir, "volume", "map"]);
     assert!(map.contains("lab/v1"), "{map}");
+    // What would follow is shown, and nothing is done.
+    let json = |arguments: &[&str]| -> Value {
+        let all = [&["--lab", dir, "--output", "json"], arguments].concat();
+        serde_json::from_str(&setline(&all)).unwrap()
+    };
+    for leaves in
+        [&["mover", "drain", "p1", "--dry-run"][..], &["mover", "remove", "p1", "--dry-run"]]
+    {
+        let would = json(leaves);
+        let moves = would["wanted"].as_array().unwrap();
+        assert_eq!(moves.len(), 2, "{would}");
+        assert!(moves.iter().all(|m| m["from"] == "p1" && m["to"] == "p2"), "{would}");
+    }
+    let placed = json(&["volume", "map", "lab/v2", "--mover", "p1", "--dry-run"]);
+    let moves = placed["wanted"].as_array().unwrap();
+    assert!(moves.iter().any(|m| m["volume"] == "lab/v2" && m["to"] == "p1"), "{placed}");
+    let now = json(&["assignment", "show"]);
+    assert!(now["members"].as_array().unwrap().iter().all(|m| m["draining"] == false), "{now}");
+    assert!(now["pinned"].as_array().unwrap().is_empty(), "{now}");
     setline(&["lab", "down", "--dir", dir]);
     assert!(!directory.exists());
 }

@@ -196,7 +196,7 @@ impl Driver {
             return reply(call, Err(error));
         }
         if dry_run {
-            return reply(call, Ok(Response::Assignment(self.assignment(now))));
+            return reply(call, self.try_out(now, &wish).map(Response::Assignment));
         }
         self.waiting.push(Waiting::Wish { call, wish, until: now.after(WISH_NS_MAX) });
     }

@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 
 use super::Driver;
+use crate::control::cluster::SiteRecord;
 use crate::control::model::{ApiError, ErrorCode, EventLevel, MemberLoad, Move, PinInfo};
 use crate::control::model::{AssignmentInfo, Wish};
 use crate::control::stop::Stopping;
 use crate::proto::assignment::{Assignment, Policy};
+use crate::proto::membership::Change;
 use crate::proto::message::VolumeFacts;
 use crate::proto::types::{Epoch, GroupId, MapVersion, MoverId, Nanos, ShardId, VolumeId};
 
@@ -114,7 +116,31 @@ impl Driver {
 
     /// The moves that should be made now; none of volumes whose group can have no boundary.
     fn wanted_moves(&self) -> Vec<(VolumeId, MoverId)> {
-        let Some(record) = self.cluster.record() else { return Vec::new() };
+        self.cluster.record().map_or_else(Vec::new, |record| self.moves_by(record))
+    }
+
+    /// The moves that would follow if `wish` were granted; of volumes of a removed mover where they would
+    /// be taken over.
+    fn moves_after(&self, wish: &Wish) -> Vec<(VolumeId, MoverId)> {
+        let Some(mut record) = self.cluster.record().cloned() else { return Vec::new() };
+        let Wish::Remove { mover } = wish else {
+            self.note(wish, &mut record);
+            return self.moves_by(&record);
+        };
+        let removed: Vec<MoverId> = self.mover_id(mover).into_iter().collect();
+        let pollers = |mover| self.plan.topology.pollers_of(mover);
+        let whole = self.cluster.is_whole();
+        let change = Change { failed: &removed, joined: &[], whole, spare: None };
+        let next = record.agreed().next(&change, pollers, |_| 1);
+        let owners = next.map_or_else(Vec::new, |next| next.owners);
+        let owners = owners.into_iter().map(|(volume, shard)| (volume, shard.mover));
+        let stays = |(volume, to): &(VolumeId, MoverId)| {
+            record.owners.get(volume).map(|shard| shard.mover) != Some(*to)
+        };
+        owners.filter(stays).collect()
+    }
+
+    fn moves_by(&self, record: &SiteRecord) -> Vec<(VolumeId, MoverId)> {
         let owners: Vec<(VolumeId, MoverId)> =
             record.owners.iter().map(|(volume, shard)| (*volume, shard.mover)).collect();
         let members: Vec<MoverId> = record.members.keys().copied().collect();
@@ -182,40 +208,38 @@ impl Driver {
 
     /// Asks the store to note what an operator wants. Nothing happens when it cannot be asked now.
     pub(in crate::control) fn grant(&mut self, now: Nanos, wish: &Wish) {
-        let what = self.words_of(wish);
+        if let Wish::Remove { mover } = wish {
+            if let Some(id) = self.mover_id(mover) {
+                self.exclude_for(now, id, REMOVED);
+            }
+            return;
+        }
+        let Some(mut next) = self.cluster.record().cloned() else { return };
+        self.note(wish, &mut next);
+        self.cluster.wish(self.words_of(wish), |record| *record = next);
+    }
+
+    /// Notes in a record what an operator wants of the assignment.
+    fn note(&self, wish: &Wish, record: &mut SiteRecord) {
         match wish {
-            Wish::Drain { mover, on } => {
-                let Some(id) = self.mover_id(mover) else { return };
-                let on = *on;
-                self.cluster.wish(what, |record| {
-                    if on {
-                        record.draining.insert(id)
-                    } else {
-                        record.draining.remove(&id)
-                    };
-                });
-            }
-            Wish::Remove { mover } => {
-                if let Some(id) = self.mover_id(mover) {
-                    self.exclude_for(now, id, REMOVED);
-                }
-            }
+            Wish::Drain { mover, on } => match self.mover_id(mover) {
+                Some(id) if *on => drop(record.draining.insert(id)),
+                Some(id) => drop(record.draining.remove(&id)),
+                None => {}
+            },
             Wish::Place { volume, mover } => {
                 let place = mover.as_deref().map(|name| self.mover_id(name));
                 let Some(id) = self.volume_id(volume) else { return };
-                self.cluster.wish(what, |record| match place {
-                    Some(Some(mover)) => {
-                        record.pinned.insert(id, mover);
-                    }
-                    _ => {
-                        record.pinned.remove(&id);
-                    }
-                });
+                match place {
+                    Some(Some(mover)) => drop(record.pinned.insert(id, mover)),
+                    _ => drop(record.pinned.remove(&id)),
+                }
             }
             Wish::Policy { policy } => {
-                let Some(policy) = Policy::from_name(policy) else { return };
-                self.cluster.wish(what, |record| record.policy = policy);
+                record.policy = Policy::from_name(policy).unwrap_or(record.policy);
             }
+            // Not a matter of the assignment.
+            Wish::Remove { .. } => {}
         }
     }
 
@@ -316,21 +340,39 @@ impl Driver {
         view.find_volume(name).ok().map(|(_, volume)| VolumeId(volume.id))
     }
 
+    /// What would follow from `wish`, in place of what would move without.
+    ///
+    /// # Errors
+    /// This mover does not run the boundaries: it does not know the loads.
+    pub(in crate::control) fn try_out(
+        &self,
+        now: Nanos,
+        wish: &Wish,
+    ) -> Result<AssignmentInfo, ApiError> {
+        let coordinator = self.site.record.coordinator.mover;
+        if coordinator.0 != self.mover.mover.id {
+            let name = self.mover_name(coordinator);
+            let message = format!("what would move is known to {name}, which runs the boundaries");
+            return Err(ApiError::new(ErrorCode::NotCoordinator, message, format!("ask {name}")));
+        }
+        let wanted = self.moves_after(wish);
+        Ok(AssignmentInfo { wanted: self.moves_in_words(wanted), ..self.assignment(now) })
+    }
+
+    fn moves_in_words(&self, moves: Vec<(VolumeId, MoverId)>) -> Vec<Move> {
+        let owner = |volume| self.site.record.owner(volume).map(|shard| shard.mover);
+        let words = moves.into_iter().map(|(volume, to)| Move {
+            volume: self.volume_name(volume).1,
+            from: owner(volume).map(|from| self.mover_name(from)).unwrap_or_default(),
+            to: self.mover_name(to),
+        });
+        words.collect()
+    }
+
     /// Who has what, what moves, and what would.
     pub(in crate::control) fn assignment(&self, now: Nanos) -> AssignmentInfo {
         let record = self.cluster.record();
         let name = |volume: VolumeId| self.volume_name(volume).1;
-        let moves = |moves: Vec<(VolumeId, MoverId)>| -> Vec<Move> {
-            let owner = |volume| self.site.record.owner(volume).map(|shard| shard.mover);
-            moves
-                .into_iter()
-                .map(|(volume, to)| Move {
-                    volume: name(volume),
-                    from: owner(volume).map(|from| self.mover_name(from)).unwrap_or_default(),
-                    to: self.mover_name(to),
-                })
-                .collect()
-        };
         let plan = self.site.record.plan.iter().flat_map(|plan| &plan.moves);
         let plan: Vec<(VolumeId, MoverId)> = plan.map(|(v, shard)| (*v, shard.mover)).collect();
         let since = self.balance.under_way.map(|(_, since)| since);
@@ -364,10 +406,10 @@ impl Driver {
                     })
                     .collect()
             }),
-            under_way: moves(plan),
+            under_way: self.moves_in_words(plan),
             under_way_ms: since.map(|since| now.since(since) / 1_000_000),
             wanted: match self.site.record.coordinator.mover.0 == self.mover.mover.id {
-                true if self.cluster.fixed().is_none() => moves(self.wanted_moves()),
+                true if self.cluster.fixed().is_none() => self.moves_in_words(self.wanted_moves()),
                 // It does not know the loads.
                 _ => Vec::new(),
             },
