@@ -270,6 +270,10 @@ fn a_lab_that_stands_answers_and_is_taken_down() {
     let placed = json(&["volume", "map", "lab/v2", "--mover", "p1", "--dry-run"]);
     let moves = placed["wanted"].as_array().unwrap();
     assert!(moves.iter().any(|m| m["volume"] == "lab/v2" && m["to"] == "p1"), "{placed}");
+    let sites = json(&["epoch", "show"]);
+    assert_eq!(sites[0]["record"]["members"], serde_json::json!(["p1", "p2"]), "{sites}");
+    assert_eq!(sites[0]["record"]["since"], serde_json::json!([1, 1]), "{sites}");
+    assert_eq!(sites[0]["movers"][1]["epoch"], 1, "{sites}");
     let now = json(&["assignment", "show"]);
     assert!(now["members"].as_array().unwrap().iter().all(|m| m["draining"] == false), "{now}");
     assert!(now["pinned"].as_array().unwrap().is_empty(), "{now}");

@@ -55,6 +55,9 @@ pub enum Command {
     /// Volume pairs.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Who belongs to a site, and since when.
+    #[command(subcommand)]
+    Epoch(EpochCommand),
     /// Pollers and their cores.
     #[command(subcommand)]
     Core(CoreCommand),
@@ -156,6 +159,13 @@ pub enum AssignmentCommand {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// `setline epoch`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum EpochCommand {
+    /// What each site has agreed on, how far its movers are, and who was excluded.
+    Show,
 }
 
 /// `setline core`.

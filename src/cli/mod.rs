@@ -8,6 +8,7 @@
 mod args;
 mod assignment;
 mod config;
+mod epoch;
 mod output;
 mod reach;
 mod show;
@@ -158,6 +159,7 @@ fn run_to(out: &mut Printer, arguments: &Arguments) -> Result<(), CliError> {
         Command::Mover(MoverCommand::Remove { mover, dry_run }) => {
             wished(out, &reach, &Wish::Remove { mover: mover.clone() }, *dry_run)
         }
+        Command::Epoch(EpochCommand::Show) => epoch::show(out, &reach),
         Command::Core(CoreCommand::List) => views::cores(out, &reach),
         Command::Core(CoreCommand::Map) => views::core_map(out, &reach),
         Command::Mover(MoverCommand::List) => views::movers(out, &reach),

@@ -296,11 +296,14 @@ impl Part {
             epoch: record.epoch.0,
             map_version: record.map_version,
             members: record.members.values().map(|member| member.name.clone()).collect(),
+            since: record.members.values().map(|member| member.since).collect(),
+            failures: record.failures,
             excluded: record
                 .excluded
                 .iter()
                 .map(|(id, exclusion)| ExcludedInfo {
                     mover: self.name(*id),
+                    epoch: exclusion.epoch,
                     since_unix_ms: exclusion.since_unix_ms,
                     reason: exclusion.reason.clone(),
                 })

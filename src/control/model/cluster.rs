@@ -43,6 +43,10 @@ pub struct ClusterRecord {
     pub map_version: u32,
     /// Names of the members.
     pub members: Vec<String>,
+    /// Of each of them, the epoch since which it is one without interruption.
+    pub since: Vec<u32>,
+    /// Movers that failed since every member was whole.
+    pub failures: u8,
     /// Movers that were excluded.
     pub excluded: Vec<ExcludedInfo>,
 }
@@ -52,6 +56,8 @@ pub struct ClusterRecord {
 pub struct ExcludedInfo {
     /// Its name.
     pub mover: String,
+    /// The epoch that began with it.
+    pub epoch: u32,
     /// Since when.
     pub since_unix_ms: u64,
     /// Why.
