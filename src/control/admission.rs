@@ -37,8 +37,8 @@ impl Admission {
     }
 
     /// Waits, as long as it takes, and meanwhile calls `pump` all the time. It joins a site only once
-    /// `unreached`, which says whom of the members the network does not reach, names nobody. None when `stopped` says
-    /// that the mover is to end.
+    /// `unreached`, which says whom of the members the network does not reach, names nobody. None when
+    /// `stopped` says that the mover is to end.
     pub fn wait(
         mut self,
         pump: &mut dyn FnMut(),

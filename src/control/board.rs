@@ -146,8 +146,8 @@ pub struct Board {
     pub groups: Vec<GroupBoard>,
     /// Links by local shard and peer.
     pub links: BTreeMap<(ShardId, ShardId), LinkBoard>,
-    /// Primary movers that are being stopped, as they told this secondary mover; true once they
-    /// need nothing from it any more.
+    /// Primary movers that are being stopped, as they told this mover; true once they need nothing from it
+    /// any more.
     pub stopping: BTreeMap<MoverId, bool>,
     /// Host write latency, nanoseconds.
     pub write_latency_ns: Histogram<u64>,

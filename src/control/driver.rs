@@ -167,7 +167,7 @@ pub struct Driver {
     pub(super) fencing: BTreeMap<VolumeId, Fencing>,
     /// What hosts are to be told of paths.
     pub(super) paths: Vec<(VolumeId, PathState)>,
-    cluster: Part,
+    pub(super) cluster: Part,
     timing: Timing,
     pub(super) site: Site,
     pub(super) balance: Balance,

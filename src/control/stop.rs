@@ -34,6 +34,8 @@ const CLOSE_EVERY_NS: u64 = 20_000_000;
 const QUIET_NS: u64 = 500_000_000;
 /// How long a secondary mover goes on for primary movers that have not said that they are stopped.
 const TOGETHER_NS: u64 = 2_000_000_000;
+/// How long a primary mover waits for the word of one that is being stopped at the same moment.
+const WORD_NS: u64 = 200_000_000;
 /// How long a secondary mover waits for a boundary.
 const BOUNDARY_NS_MAX: u64 = 5_000_000_000;
 /// How long pollers may take to end.
@@ -279,7 +281,7 @@ impl Driver {
         }
         let empty = self.retained() == 0;
         if !self.coordinates() {
-            return empty;
+            return empty && !self.is_needed(now);
         }
         let opens: Vec<SetId> = self.board.groups.iter().map(|group| group.open).collect();
         let Stopping::Draining { next_close_at, frozen, open, quiet, .. } = &mut self.stopping
@@ -313,6 +315,22 @@ impl Driver {
                 && link.state == PeerState::Up
         });
         empty && self.exact_sets().is_ok() && (!others_up || now.since(quiet) >= QUIET_NS)
+    }
+
+    /// Whether the mover that runs the boundaries is being stopped, too, and not drained: no set of its own
+    /// is closed without this one's part in it. Where the membership is fixed nobody goes on without this
+    /// mover, so it waits a moment for the other's word.
+    fn is_needed(&self, now: Nanos) -> bool {
+        let coordinator = self.site.record.coordinator.mover;
+        let mut links = self.board.links.iter();
+        let heard =
+            links.any(|((_, peer), link)| peer.mover == coordinator && link.state == PeerState::Up);
+        let since = self.quiesced_at.map_or(0, |quiesced| now.since(quiesced));
+        heard
+            && match self.board.stopping.get(&coordinator) {
+                Some(drained) => !drained,
+                None => self.cluster.fixed().is_some() && since < WORD_NS,
+            }
     }
 
     /// The next set of each group, if it is certain: at the coordinator only when nothing before

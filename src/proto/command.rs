@@ -371,7 +371,7 @@ pub enum Report {
         /// The peer.
         peer: ShardId,
     },
-    /// A primary mover is being stopped. At secondary movers.
+    /// A primary mover is being stopped.
     PeerStopping {
         /// Who said so.
         peer: ShardId,

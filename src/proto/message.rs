@@ -152,9 +152,9 @@ pub enum Message {
         /// The version.
         map_version: MapVersion,
     },
-    /// Primary mover's shards → secondary shards: the mover is being stopped. Until it is drained
-    /// it needs the secondary to confirm its sets; then it needs nothing any more. Said again when
-    /// the link comes up.
+    /// Primary mover's shards → all other shards: the mover is being stopped. Until it is drained
+    /// it needs the secondary to confirm its sets and, if it runs the boundaries, the others to take
+    /// part in them; then it needs nothing any more. Said again when the link comes up.
     Stopping {
         /// Everything is safe elsewhere, or is given up.
         drained: bool,

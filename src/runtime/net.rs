@@ -453,7 +453,7 @@ impl Poller {
         }
     }
 
-    /// Tells all shards of the secondary site how far the end of this primary mover is.
+    /// Tells all shards of both sites how far the end of this primary mover is.
     pub(super) fn say_stopping_to_all(&mut self, drained: bool) {
         for index in 0..self.net.peers.len() {
             let peer = self.net.peers[index].link.peer();
@@ -462,7 +462,7 @@ impl Poller {
     }
 
     fn say_stopping(&mut self, to: ShardId, drained: bool) {
-        if self.node.is_of_other_site(to) && self.node.primary().is_some() {
+        if self.node.primary().is_some() {
             self.net.send_message(to, &Message::Stopping { drained });
         }
     }

@@ -105,7 +105,8 @@ impl Network {
         self.maintain(now);
         let mut probe = self.probe.take().unwrap_or_else(|| self.begin_probe(mover, plan));
         for queue in probe.queues.iter_mut().flatten().flatten() {
-            while queue.receive(now, |_| ()) > 0 {}
+            // What peers send meanwhile is theirs to send again.
+            queue.receive(now, |_| ());
             queue.refresh(now);
             queue.flush();
         }

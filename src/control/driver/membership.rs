@@ -27,7 +27,7 @@ use crate::runtime::plan::{self, Start};
 const RANK_NS: u64 = 50_000_000;
 
 /// How much longer than a member that was heard one may be silent that has just joined, in nanoseconds.
-const MEET_NS: u64 = 3_000_000_000;
+const MEET_NS: u64 = 10_000_000_000;
 /// Why a member whose links are silent is to be excluded.
 const SILENT: &str = "it is not heard";
 

@@ -1,6 +1,7 @@
 //! What the pollers report: onto the board, and as events for people.
 
 use super::{Driver, PathState};
+use crate::config::Role;
 use crate::control::board::PollerBoard;
 use crate::control::judge::broken_words;
 use crate::control::model::{EventLevel, Fencing, FencingState};
@@ -8,7 +9,7 @@ use crate::control::store::ResyncMark;
 use crate::proto::command::Report;
 use crate::proto::message::BrokenReason;
 use crate::proto::types::{GroupId, Nanos, ShardId, VolumeId};
-use crate::runtime::messages::FromPoller;
+use crate::runtime::messages::{FromPoller, PeerState};
 
 /// Reports taken in one turn.
 const REPORTS_PER_TURN: usize = 4096;
@@ -26,6 +27,10 @@ impl Driver {
                 }
                 FromPoller::Report { at, report, .. } => self.take_report(at, report),
                 FromPoller::Peer { shard, peer, state } => {
+                    if state == PeerState::Up && self.board.role == Role::Primary {
+                        // It is not being stopped, or says so again.
+                        self.board.stopping.remove(&peer.mover);
+                    }
                     self.board.link(shard, peer, state, now);
                     self.tell_movers(now);
                 }

@@ -15,7 +15,7 @@ use super::take::Arrived;
 use super::takeover::{Recovery, Standing, TAG_FENCE, TAG_RESTORE};
 use super::view::PrimaryCounters;
 use super::void::Voided;
-use crate::proto::command::{Command, PayloadAt, RecordRole, Token};
+use crate::proto::command::{Command, PayloadAt, RecordRole, Report, Token};
 use crate::proto::message::{BrokenReason, Message};
 use crate::proto::ranges::RangeOrder;
 use crate::proto::sabotage::Sabotage;
@@ -576,6 +576,10 @@ impl PrimaryShard {
             Message::Forwarded { .. } | Message::NotResponsible { .. } => {
                 self.handle_forwarding(from, &message);
             }
+            Message::Stopping { drained } => {
+                let report = Report::PeerStopping { peer: from, drained };
+                self.commands.push_back(Command::Report(report));
+            }
             Message::Prepared { .. }
             | Message::Closed { .. }
             | Message::Manifest { .. }
@@ -589,7 +593,6 @@ impl PrimaryShard {
             | Message::Greet { .. }
             | Message::Planned { .. }
             | Message::Settled { .. }
-            | Message::Stopping { .. }
             | Message::Ask { .. }
             | Message::Answered { .. }
             | Message::TimeAsk { .. }

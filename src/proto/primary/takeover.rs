@@ -30,7 +30,7 @@ use crate::proto::types::{
     BufRef, ForwardId, GroupId, MapVersion, Nanos, NvmeStatus, Seq, SetId, ShardId,
 };
 use crate::wire::update::{UPDATE_HEADER_BYTES, UpdateInfo};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// Token tag of the fencing of a volume; the slot is the volume's index.
@@ -68,6 +68,8 @@ pub(super) struct Recovery {
     dropped: BTreeMap<(u8, GroupId), SetId>,
     /// By mirror peer, group and set: copies that came, also such that an epoch before had promised.
     came: BTreeMap<(u8, GroupId, SetId), u64>,
+    /// By mirror peer: copies that came of what this shard has in its books already.
+    again: BTreeSet<(u8, u32, Seq)>,
     /// By volume: the numbers that members keep in books of their own.
     kept: BTreeMap<u32, Vec<Kept>>,
     /// The last set that any member knows to be confirmed.
@@ -103,6 +105,7 @@ impl PrimaryShard {
         recovery.sent.clear();
         recovery.dropped.clear();
         recovery.came.clear();
+        recovery.again.clear();
         recovery.kept.clear();
         for gathered in recovery.records.values_mut() {
             gathered.holders = 0;
@@ -226,8 +229,9 @@ impl PrimaryShard {
         }
         let came = recovery.came.entry((peer as u8, info.group, info.set)).or_default();
         if in_books {
-            // It was recovered in an epoch before, and its holder does not know.
-            *came += 1;
+            // It was recovered in an epoch before, and its holder does not know. It may come twice: what
+            // was under way when the epoch began is sent again.
+            *came += u64::from(recovery.again.insert((peer as u8, volume, info.seq)));
             self.advance_recovery();
             return RecordVerdict::NotNeeded;
         }

@@ -54,3 +54,27 @@ fn a_secondary_mover_that_is_stopped_alone_goes_on_for_a_limited_time_only() {
     bench.driver.begin_stop(bench.now, false, "again");
     assert_eq!(bench.run_ms(1), Step::CloseHosts);
 }
+
+#[test]
+fn a_primary_mover_that_is_stopped_goes_on_for_the_one_that_runs_the_boundaries() {
+    let p1 = ShardId::new(1, 0);
+    let ends = |bench: &mut Bench, ms_max: u64| {
+        (0..ms_max).find(|_| bench.run_ms(1) == Step::CloseHosts).unwrap_or(ms_max)
+    };
+    let stopped = |said: &[bool]| {
+        let mut bench = Bench::new(mover("p2", 2));
+        bench.run_ms(300);
+        bench.driver.begin_stop(bench.now, true, "test");
+        for drained in said {
+            bench.report(Report::PeerStopping { peer: p1, drained: *drained });
+        }
+        bench
+    };
+    let alone = ends(&mut stopped(&[]), 900);
+    assert!((190..300).contains(&alone), "it waits for a word: {alone}");
+    let mut together = stopped(&[false]);
+    assert_eq!(ends(&mut together, 900), 900, "p1 needs its part in sets");
+    together.report(Report::PeerStopping { peer: p1, drained: true });
+    assert!(ends(&mut together, 900) < 100);
+    assert!(ends(&mut stopped(&[false, true]), 900) < 200);
+}
