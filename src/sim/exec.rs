@@ -288,6 +288,17 @@ impl Cluster {
         Ok(any)
     }
 
+    /// Whether the fence of a base refuses the writes of a mover, which was excluded. It learns of it by that.
+    fn is_shut_out(&mut self, node: usize, volume: usize) -> bool {
+        let mover = self.pollers[node].id.mover;
+        let barred = self.barred[volume] & 1 << mover.0 != 0;
+        if barred {
+            self.stats.late_writes += 1;
+            self.queue.after(0, Event::Fault(super::faults::Fault::Learn(mover)));
+        }
+        barred
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn base_write(
         &mut self,
@@ -300,11 +311,7 @@ impl Cluster {
         token: Token,
     ) -> Verdict {
         let index = volume.0 as usize;
-        if self.barred[index] & 1 << self.pollers[node].id.mover.0 != 0 {
-            // Refused by the fence: a mover that was excluded. It learns of it by that.
-            self.stats.late_writes += 1;
-            let mover = self.pollers[node].id.mover;
-            self.queue.after(0, Event::Fault(super::faults::Fault::Learn(mover)));
+        if self.is_shut_out(node, index) {
             return Ok(());
         }
         let (write, values) = match payload {
@@ -352,6 +359,9 @@ impl Cluster {
         token: Token,
     ) -> Verdict {
         let index = volume.0 as usize;
+        if self.is_shut_out(node, index) {
+            return Ok(());
+        }
         let record = self.pollers[node].arena.get(buf);
         ensure!(0, record.is_some(), "a freed record is restored to {volume}");
         let Some(record) = record else { return Ok(()) };
