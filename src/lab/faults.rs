@@ -266,8 +266,7 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
             )?;
             (Kind::KillPrimary, vec![spec.who.clone()])
         };
-        in_time(spec.at, options.seconds, &text)?;
-        faults.push(Fault { at: spec.at, after: NONE, kind, who, length: down });
+        faults.push(at_time(options, &text, spec.at, kind, who, down)?);
     }
     for spec in &options.pause {
         let text = format!("--pause {spec}");
@@ -275,15 +274,8 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
         if shape.transport() != Transport::Tcp {
             return Err(FaultError::SharedMemory { spec: text });
         }
-        in_time(spec.at, options.seconds, &text)?;
         let who = vec![spec.who.clone()];
-        faults.push(Fault {
-            at: spec.at,
-            after: NONE,
-            kind: Kind::Pause,
-            who,
-            length: spec.length,
-        });
+        faults.push(at_time(options, &text, spec.at, Kind::Pause, who, spec.length)?);
     }
     let cuts = [
         ("partition", &options.partition, Kind::Partition),
@@ -297,16 +289,14 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
             if shape.network() != Network::Veth {
                 return Err(FaultError::NotCut { spec: text });
             }
-            in_time(spec.at, options.seconds, &text)?;
             let who = vec![spec.who.clone()];
-            faults.push(Fault { at: spec.at, after: NONE, kind, who, length: spec.length });
+            faults.push(at_time(options, &text, spec.at, kind, who, spec.length)?);
         }
     }
     for spec in &options.join {
         let text = format!("--join {spec}");
-        in_time(spec.at, options.seconds, &text)?;
         let who = vec![spec.who.clone()];
-        faults.push(Fault { at: spec.at, after: NONE, kind: Kind::Join, who, length: NONE });
+        faults.push(at_time(options, &text, spec.at, Kind::Join, who, NONE)?);
     }
     for spec in &options.stop_store {
         let text = format!("--stop-store {spec}");
@@ -317,22 +307,14 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
         if shape.store() != Store::Etcd {
             return Err(FaultError::NoStore { spec: text });
         }
-        in_time(spec.at, options.seconds, &text)?;
         let who = vec![(*service).to_owned()];
-        faults.push(Fault {
-            at: spec.at,
-            after: NONE,
-            kind: Kind::StopStore,
-            who,
-            length: spec.length,
-        });
+        faults.push(at_time(options, &text, spec.at, Kind::StopStore, who, spec.length)?);
     }
     for spec in &options.drain {
         let text = format!("--drain {spec}");
         survivable(shape, names, &spec.who, &text, &[])?;
-        in_time(spec.at, options.seconds, &text)?;
         let who = vec![spec.who.clone()];
-        faults.push(Fault { at: spec.at, after: NONE, kind: Kind::Drain, who, length: down });
+        faults.push(at_time(options, &text, spec.at, Kind::Drain, who, down)?);
     }
     let mut draws = Random(seed);
     let mut pool: Vec<(Kind, Vec<String>)> = Vec::new();
@@ -390,9 +372,18 @@ fn survivable(
     if copies(shape) < 2 { Err(FaultError::OneCopy { spec }) } else { Ok(()) }
 }
 
-fn in_time(at: Duration, seconds: f64, spec: &str) -> Result<(), FaultError> {
+/// What was asked for by `spec` to be done at a time of its own, which must be before writing ends.
+fn at_time(
+    options: &RunOptions,
+    spec: &str,
+    at: Duration,
+    kind: Kind,
+    who: Vec<String>,
+    length: Duration,
+) -> Result<Fault, FaultError> {
+    let seconds = options.seconds;
     if at.as_secs_f64() < seconds {
-        return Ok(());
+        return Ok(Fault { at, after: NONE, kind, who, length });
     }
     Err(FaultError::TooLate { spec: spec.to_owned(), seconds })
 }
