@@ -10,6 +10,7 @@ use setline::config::Timestamps;
 use setline::proto::sabotage::Sabotage;
 use setline::sim::campaign::{Campaign, Findings};
 use setline::sim::cluster::{Outcome, run};
+use setline::sim::coverage::{Coverage, STAGES};
 use setline::sim::profile::Knobs;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -41,6 +42,9 @@ struct Options {
     /// Lines of the trace to show of a failed seed; with a single seed, also of a clean one
     #[arg(long, value_name = "LINES")]
     tail: Option<usize>,
+    /// Show how often each input met each state of a shard
+    #[arg(long)]
+    coverage: bool,
     /// Break a rule of the protocol on purpose; "list" names them
     #[arg(long, value_name = "VARIANT", value_parser = broken)]
     broken: Option<Broken>,
@@ -48,7 +52,7 @@ struct Options {
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
     /// Primary movers instead of what the seed draws
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=5), help_heading = "Knobs")]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Knobs")]
     primary: Option<u16>,
     /// Secondary movers
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=3), help_heading = "Knobs")]
@@ -57,7 +61,7 @@ struct Options {
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2), help_heading = "Knobs")]
     pollers: Option<u8>,
     /// Volumes
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Knobs")]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Knobs")]
     volumes: Option<u32>,
     /// Copies of each update; never more than primary movers
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=5), help_heading = "Knobs")]
@@ -77,6 +81,9 @@ struct Options {
     /// Whether primary movers fail and come back
     #[arg(long, value_name = "YES", help_heading = "Knobs")]
     fail: Option<bool>,
+    /// Whether more of them may fail at once than there are spare copies
+    #[arg(long, value_name = "YES", help_heading = "Knobs")]
+    beyond: Option<bool>,
     /// Whether volumes move between living primary movers
     #[arg(long = "move", value_name = "YES", help_heading = "Knobs")]
     moves: Option<bool>,
@@ -140,6 +147,9 @@ fn main() -> ExitCode {
         Output::Json => print_json(&campaign, &findings, &shown),
         Output::Text => {
             print_text(&campaign, &findings, &shown);
+            if options.coverage {
+                print_coverage(&findings.coverage);
+            }
             if campaign.seeds == 1
                 && shown.is_empty()
                 && let Some(tail) = options.tail
@@ -178,6 +188,7 @@ fn campaign(options: &Options) -> Campaign {
             updates: options.updates,
             journal_percent: options.journal_percent,
             fail: options.fail,
+            beyond: options.beyond,
             moves: options.moves,
             timestamps: options.timestamps,
             forward_ppm: options.forward_percent.map(|percent| percent * 10_000),
@@ -223,6 +234,9 @@ fn replay(campaign: &Campaign, seed: u64) -> String {
     add("journal-percent", knobs.journal_percent.map(u64::from));
     add("forward-percent", knobs.forward_ppm.map(|ppm| u64::from(ppm / 10_000)));
     add("period-us", knobs.period_ns.map(|ns| ns / 1000));
+    if let Some(beyond) = knobs.beyond {
+        line.push_str(&format!(" --beyond {beyond}"));
+    }
     if let Some(fail) = knobs.fail {
         line.push_str(&format!(" --fail {fail}"));
     }
@@ -294,6 +308,30 @@ fn print_text(campaign: &Campaign, findings: &Findings, shown: &[Outcome]) {
     println!("{}", if colour { verdict.bold().to_string() } else { verdict });
 }
 
+/// A row per input, a column per state of the shard that took it.
+fn print_coverage(coverage: &Coverage) {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["input"].into_iter().chain(STAGES));
+    for (input, row) in coverage.rows() {
+        let cells = row.iter().map(|count| match count {
+            0 => "-".to_owned(),
+            count => count.to_string(),
+        });
+        table.add_row([input.to_owned()].into_iter().chain(cells));
+    }
+    for column in 1..=STAGES.len() {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(comfy_table::CellAlignment::Right);
+        }
+    }
+    let (met, never) = coverage.summary();
+    println!("\n{table}\n{met} pairs of an input and a state were met");
+    if !never.is_empty() {
+        println!("never met: {}", never.join(", "));
+    }
+}
+
 fn print_history(outcome: &Outcome) {
     for line in &outcome.tail {
         println!("{line}");
@@ -321,6 +359,15 @@ fn print_json(campaign: &Campaign, findings: &Findings, shown: &[Outcome]) {
         .into_iter()
         .map(|(name, count)| (name.to_owned(), json!(count)))
         .collect();
+    let met: serde_json::Map<_, _> = findings
+        .coverage
+        .rows()
+        .map(|(input, row)| {
+            let row: serde_json::Map<_, _> =
+                STAGES.into_iter().zip(row).map(|(s, n)| (s.to_owned(), json!(n))).collect();
+            (input.to_owned(), json!(row))
+        })
+        .collect();
     let report = json!({
         "first_seed": campaign.first,
         "seeds": findings.seeds,
@@ -330,6 +377,7 @@ fn print_json(campaign: &Campaign, findings: &Findings, shown: &[Outcome]) {
         "trace_hash": format!("{:016x}", findings.hash),
         "broken": campaign.knobs.sabotage.name(),
         "coverage": coverage,
+        "met": met,
     });
     println!("{report:#}");
 }

@@ -63,6 +63,10 @@ pub(super) fn show(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
     sites.iter().try_for_each(|site| print(out, site))
 }
 
+fn list(ids: &[u16]) -> String {
+    ids.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+}
+
 fn print(out: &mut Printer, site: &SiteEpoch) -> Result<(), CliError> {
     let Some(record) = &site.record else {
         return Ok(out.line(&format!("site {}: nothing agreed on is known", site.site))?);
@@ -71,6 +75,11 @@ fn print(out: &mut Printer, site: &SiteEpoch) -> Result<(), CliError> {
         (Some(fixed), _) => format!("it never changes: {fixed}"),
         (None, true) => "whole".to_owned(),
         (None, false) => format!("not whole, {} failed since it was", record.failures),
+    };
+    let state = match record.lost.len() {
+        0 => state,
+        1 => format!("{state}; group {} has lost updates", record.lost[0]),
+        _ => format!("{state}; groups {} have lost updates", list(&record.lost)),
     };
     let title =
         format!("site {}: epoch {}, map {}, {state}", site.site, record.epoch, record.map_version);

@@ -5,7 +5,8 @@
 //! movers that want different ones; every mover acts only upon what the store has. This module
 //! computes; it does not decide when.
 
-use super::types::{Epoch, MapVersion, MoverId, ShardId, VolumeId};
+use super::losses::Spell;
+use super::types::{Epoch, GroupId, MapVersion, MoverId, ShardId, VolumeId};
 use alloc::vec::Vec;
 
 /// What all members of a site agree upon in one epoch.
@@ -27,8 +28,12 @@ pub struct SiteRecord {
     /// Volumes whose former owner failed and whose new one may not have brought them up to date
     /// yet, ascending.
     pub moved: Vec<VolumeId>,
-    /// Movers that have failed since everything was last held by as many movers as it should be.
-    pub failures: u8,
+    /// The epochs since which not everything has been held by as many movers as it should be, ascending,
+    /// the present one included.
+    pub spells: Vec<Spell>,
+    /// Groups of which more movers have failed at once than they have spare copies, ascending: until they
+    /// are resynchronised.
+    pub lost: Vec<GroupId>,
     /// Moves between living members that are to be carried out at a boundary, or are being so.
     pub plan: Option<Plan>,
 }
@@ -64,6 +69,8 @@ pub struct Change<'a> {
     pub whole: bool,
     /// The one that takes everything over (F5); all others share when it is none, or not there.
     pub spare: Option<MoverId>,
+    /// Groups, and how many copies each should have of an update.
+    pub copies: &'a [(GroupId, u8)],
 }
 
 impl SiteRecord {
@@ -196,7 +203,7 @@ impl SiteRecord {
         }
         moved.sort_unstable();
         moved.dedup();
-        let before = if change.whole { 0 } else { self.failures };
+        let (spells, lost) = self.after(change, epoch, members.len());
         let coordinator = if failed(&self.coordinator.mover) {
             ShardId { mover: first, poller: 0 }
         } else {
@@ -217,7 +224,8 @@ impl SiteRecord {
             coordinator,
             owners,
             moved,
-            failures: before.saturating_add(change.failed.len().min(255) as u8),
+            spells,
+            lost,
             plan,
         })
     }
@@ -238,7 +246,8 @@ mod tests {
             coordinator: ShardId::new(0, 0),
             owners: (0..6).map(owner).collect(),
             moved: Vec::new(),
-            failures: 0,
+            spells: SiteRecord::first_spell(Epoch(7), 3),
+            lost: Vec::new(),
             plan: None,
         }
     }
@@ -247,12 +256,16 @@ mod tests {
         record.next(change, |_| 2, |_| 1).expect("somebody is left")
     }
 
-    const NONE: Change<'static> = Change { failed: &[], joined: &[], whole: true, spare: None };
+    const NONE: Change<'static> =
+        Change { failed: &[], joined: &[], whole: true, spare: None, copies: &[] };
 
     #[test]
     fn what_a_failed_mover_had_is_shared_by_the_others() {
         let after = next(&record(), &Change { failed: &[MoverId(0)], ..NONE });
-        assert_eq!((after.epoch, after.map_version, after.failures), (Epoch(8), MapVersion(4), 1));
+        assert_eq!(
+            (after.epoch, after.map_version, after.failures()),
+            (Epoch(8), MapVersion(4), 1)
+        );
         assert_eq!(after.coordinator, ShardId::new(1, 0));
         assert_eq!(after.moved, [VolumeId(0), VolumeId(3)]);
         assert_eq!(after.owner(VolumeId(0)), Some(ShardId::new(1, 1)));
@@ -304,10 +317,10 @@ mod tests {
     fn failures_add_up_until_everything_is_whole_again() {
         let one = next(&record(), &Change { failed: &[MoverId(0)], ..NONE });
         let again = next(&one, &Change { failed: &[MoverId(1)], whole: false, ..NONE });
-        assert_eq!(again.failures, 2);
+        assert_eq!(again.failures(), 2);
         assert_eq!(again.moved.len(), 4, "also what was under way: {:?}", again.moved);
         let healed = next(&one, &Change { joined: &[MoverId(0)], ..NONE });
-        assert_eq!((healed.failures, healed.moved.len(), healed.members.len()), (0, 0, 3));
+        assert_eq!((healed.failures(), healed.moved.len(), healed.members.len()), (0, 0, 3));
         assert_eq!(healed.since, [Epoch(9), Epoch(7), Epoch(7)]);
         assert!(one.left_since(MoverId(0), Epoch(7)) && !one.left_since(MoverId(1), Epoch(7)));
         assert!(healed.left_since(MoverId(0), Epoch(7)), "it came back with an empty memory");

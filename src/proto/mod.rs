@@ -9,6 +9,7 @@ pub mod boundary;
 pub mod command;
 pub mod limits;
 pub mod link;
+pub mod losses;
 pub mod membership;
 pub mod message;
 pub mod node;

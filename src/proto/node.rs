@@ -7,13 +7,13 @@
 use super::boundary::{Boundary, BoundaryConfig};
 use super::command::{Command, JournalPos, RecordRole, Token};
 use super::membership::SiteRecord;
-use super::message::Message;
+use super::message::{BrokenReason, Message};
 use super::primary::{PrimaryShard, RecordVerdict};
 use super::sabotage::Sabotage;
 use super::secondary::{Receipt, Refusal, Secondary};
 use super::time::Line;
 use super::timer::Timer;
-use super::types::{BufRef, Epoch, MoverId, Nanos, NvmeStatus, ShardId};
+use super::types::{BufRef, Epoch, GroupId, MoverId, Nanos, NvmeStatus, ShardId};
 use crate::wire::update::UpdateInfo;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -269,6 +269,16 @@ impl Node {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The groups that form no sets, as the primary shard knows; none at a secondary mover.
+    pub fn broken_groups(&self) -> impl Iterator<Item = (GroupId, BrokenReason)> {
+        let shard = match &self.machines {
+            Machines::Primary { shard, .. } => Some(shard),
+            Machines::Secondary(_) => None,
+        };
+        let groups = shard.into_iter().flat_map(PrimaryShard::groups);
+        groups.filter_map(|view| Some((view.id, view.broken?)))
     }
 
     /// The link to `peer` is up with a new memory at the other end.

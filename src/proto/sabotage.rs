@@ -63,6 +63,12 @@ pub enum Sabotage {
     HandOffUndrained,
     /// A shard goes on numbering a volume that has moved at the boundary (invariant 4).
     KeepMoved,
+    /// An excluded mover takes a base's refusal for success, and acknowledges (invariant 1, G13).
+    AckExcluded,
+    /// A shard numbers what others forward to it by an old map (invariant 3, G4).
+    AcceptStaleMap,
+    /// Only some pollers enter a new epoch (invariant 9).
+    EnteredBySome,
     /// Time stamps follow a clock that is put back (invariant 11).
     ClockBack,
     /// The time that an answer of the common timer was on its way does not count (invariant 11).
@@ -76,7 +82,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -101,6 +107,9 @@ impl Sabotage {
         Self::VoidUntold,
         Self::HandOffUndrained,
         Self::KeepMoved,
+        Self::AckExcluded,
+        Self::AcceptStaleMap,
+        Self::EnteredBySome,
         Self::ClockBack,
         Self::RoundTripIgnored,
         Self::TrustOldTimer,
@@ -143,6 +152,9 @@ impl Sabotage {
             Self::VoidUntold => "void-untold",
             Self::HandOffUndrained => "hand-off-undrained",
             Self::KeepMoved => "keep-moved",
+            Self::AckExcluded => "ack-excluded",
+            Self::AcceptStaleMap => "accept-stale-map",
+            Self::EnteredBySome => "entered-by-some",
             Self::ClockBack => "clock-back",
             Self::RoundTripIgnored => "round-trip-ignored",
             Self::TrustOldTimer => "trust-old-timer",

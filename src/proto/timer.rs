@@ -382,7 +382,8 @@ mod tests {
             coordinator,
             owners: Vec::new(),
             moved: Vec::new(),
-            failures: 0,
+            spells: Vec::new(),
+            lost: Vec::new(),
             plan: None,
         }
     }

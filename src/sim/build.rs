@@ -2,6 +2,7 @@
 
 use super::arena::Arena;
 use super::cluster::{Cluster, EPOCH, Event, GROUP};
+use super::coverage::Coverage;
 use super::disk::VolumeDisk;
 use super::hosts::Host;
 use super::journal::{Content, JournalDevice};
@@ -81,6 +82,7 @@ impl Cluster {
             ),
             trace,
             stats: Stats::default(),
+            coverage: Coverage::default(),
             healed_at: None,
             profile,
         };

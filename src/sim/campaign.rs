@@ -1,6 +1,7 @@
 //! Many seeds: runs them on some threads, adds up what they did, keeps what failed.
 
 use super::cluster::{Outcome, run};
+use super::coverage::Coverage;
 use super::profile::Knobs;
 use super::stats::Stats;
 use std::sync::Mutex;
@@ -31,6 +32,8 @@ pub struct Findings {
     pub seeds: u64,
     /// What they did in all.
     pub stats: Stats,
+    /// What met what.
+    pub coverage: Coverage,
     /// Wrapping sum of their trace hashes: two runs of the same seeds agree in it.
     pub hash: u64,
     /// Those that broke an invariant, by seed.
@@ -60,6 +63,7 @@ impl Campaign {
                 let outcome = run(self.first.wrapping_add(index), &self.knobs, 0);
                 own.seeds += 1;
                 own.stats.add(&outcome.stats);
+                own.coverage.add(&outcome.coverage);
                 own.hash = own.hash.wrapping_add(outcome.hash);
                 if outcome.violation.is_some() {
                     own.failures.push(outcome);
@@ -75,6 +79,7 @@ impl Campaign {
             let mut all = findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             all.seeds += own.seeds;
             all.stats.add(&own.stats);
+            all.coverage.add(&own.coverage);
             all.hash = all.hash.wrapping_add(own.hash);
             all.failures.append(&mut own.failures);
         };

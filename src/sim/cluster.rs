@@ -1,6 +1,7 @@
 //! A simulated cluster and the loop that drives it: takes the next event, hands it to the poller
 //! it belongs to, carries out what the machines want done, checks.
 
+use super::coverage::Coverage;
 use super::disk::{DiskOp, VolumeDisk};
 use super::exec_secondary::TargetWrite;
 use super::faults::Fault;
@@ -113,6 +114,7 @@ pub struct Cluster {
     pub(super) fault_rng: Rng,
     pub(super) trace: Trace,
     pub(super) stats: Stats,
+    pub(super) coverage: Coverage,
     pub(super) healed_at: Option<Nanos>,
     pub(super) times: Times,
 }
@@ -126,6 +128,8 @@ pub struct Outcome {
     pub hash: u64,
     /// What it did.
     pub stats: Stats,
+    /// What met what.
+    pub coverage: Coverage,
     /// The invariant that was broken, if any.
     pub violation: Option<Violation>,
     /// The end of the trace, when it was asked for.
@@ -147,6 +151,7 @@ pub fn run(seed: u64, knobs: &Knobs, tail: usize) -> Outcome {
         seed,
         hash: cluster.trace.hash(),
         stats: cluster.stats,
+        coverage: cluster.coverage,
         violation,
         tail: cluster.trace.into_lines(),
         profile: cluster.profile,

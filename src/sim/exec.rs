@@ -9,8 +9,9 @@ use super::observer::{Verdict, WriteId, ensure};
 use super::profile::block_values;
 use crate::mem::crc32c::crc32c;
 use crate::proto::command::{Command, HostTag, PayloadAt, Report, Token};
-use crate::proto::message::Message;
+use crate::proto::message::{BrokenReason, Message};
 use crate::proto::primary::{HostUpdate, PrimaryShard};
+use crate::proto::sabotage::Sabotage;
 use crate::proto::time::TimeStamp;
 use crate::proto::types::{
     BufRef, Epoch, Extent, MoverId, NvmeStatus, ShardId, UpdateKind, VolumeId,
@@ -115,7 +116,8 @@ impl Cluster {
             }
             Report::SetFormed { set, updates, facts, .. } => {
                 self.stats.sets_empty += u64::from(*updates == 0);
-                self.observer.formed(*set, facts)
+                let epoch = self.pollers[node].node.as_ref().map_or(Epoch(0), |node| node.epoch());
+                self.observer.formed(epoch, *set, facts)
             }
             Report::Void { volume, .. }
                 if self.observer.is_of_the_past(volume.0 as usize, id.mover.0) =>
@@ -150,7 +152,8 @@ impl Cluster {
                 Ok(())
             }
             Report::Broken { reason, .. } => {
-                ensure!(10, false, "{id} calls the group broken ({reason:?}) without need");
+                let needed = self.observer.lost.is_some() && *reason == BrokenReason::MoversLost;
+                ensure!(10, needed, "{id} calls the group broken ({reason:?}) without need");
                 Ok(())
             }
             _ => Ok(()),
@@ -239,7 +242,10 @@ impl Cluster {
         self.trace.note(now, b'N', [write.into(), info.seq.0, info.set.0], |out| {
             write!(out, "write {write} is {} of {} in {}", info.seq, info.volume, info.set)
         });
-        if self.observer.is_of_the_past(info.volume.0 as usize, self.pollers[node].id.mover.0) {
+        let mover = self.pollers[node].id.mover.0;
+        if self.observer.is_of_the_past(info.volume.0 as usize, mover)
+            && !self.observer.is_untracked(info.epoch)
+        {
             return Ok(());
         }
         self.observer.numbered(write, info)?;
@@ -319,16 +325,22 @@ impl Cluster {
                 let record = self.pollers[node].arena.get(buf);
                 ensure!(0, record.is_some(), "a freed record is written to {volume}");
                 let Some(record) = record else { return Ok(()) };
-                (
-                    self.observer.find(index, record.info.seq),
-                    block_values(&record.bytes, self.profile.block_bytes),
-                )
+                let values = block_values(&record.bytes, self.profile.block_bytes);
+                (self.observer.find(index, record.info.seq), values)
             }
             PayloadAt::None => (
                 self.observer.waiting_at_base(index, kind, extent),
                 vec![0; extent.blocks as usize],
             ),
             PayloadAt::Journal(_) => (None, Vec::new()),
+        };
+        let write = if self.observer.lost.is_some() {
+            let Poller { node: machines, id, .. } = &mut self.pollers[node];
+            let shard = machines.as_mut().and_then(|machines| machines.primary());
+            let seq = shard.and_then(|shard| shard.number_of(token));
+            seq.and_then(|seq| self.observer.called(*id, volume, seq))
+        } else {
+            write
         };
         let Some(write) = write else {
             ensure!(3, false, "a base write of {volume} at {extent:?} belongs to no update");
@@ -446,6 +458,13 @@ impl Cluster {
             self.stats.late_writes += 1;
             let mover = self.pollers[node].id.mover;
             return if self.pollers[node].life == life {
+                if self.profile.sabotage.is(Sabotage::AckExcluded) {
+                    let here = self.here(node);
+                    if let Some(machines) = &mut self.pollers[node].node {
+                        machines.handle_written(here, token, NvmeStatus::SUCCESS);
+                    }
+                    return self.settle(node);
+                }
                 self.crash_primary(mover)
             } else {
                 Ok(())

@@ -37,6 +37,8 @@ pub(super) enum Fault {
     Resume,
     /// A primary mover fails, or is taken for failed.
     Fail,
+    /// The store answers nobody for a while.
+    Outage,
     /// The store excludes a primary mover.
     Exclude(MoverId),
     /// An excluded mover that lived on learns of it.
@@ -66,6 +68,7 @@ impl Cluster {
             stall_ns,
             stale_ns,
             fail_ns,
+            outage_ns,
             move_ns,
             move_ppm: _,
         } = self.profile.movers;
@@ -78,6 +81,7 @@ impl Cluster {
             Fault::Stall => stall_ns,
             Fault::Stale => stale_ns,
             Fault::Fail => fail_ns,
+            Fault::Outage => outage_ns,
             Fault::Move => move_ns,
             Fault::Close => close_ns,
             Fault::Period => period_ns,
@@ -108,6 +112,7 @@ impl Cluster {
             Fault::Period,
             Fault::Pause,
             Fault::Fail,
+            Fault::Outage,
             Fault::Move,
         ] {
             self.schedule(fault);
@@ -139,6 +144,12 @@ impl Cluster {
             return Ok(());
         }
         let now = self.queue.now();
+        let store = matches!(fault, Fault::Exclude(_) | Fault::Rejoin(_) | Fault::CarriedOut(..));
+        if store && now < self.site.out_until {
+            let after = self.fault_rng.delay(MS);
+            self.queue.at(self.site.out_until.after(after), Event::Fault(fault));
+            return Ok(());
+        }
         let kind = self.mean_of(fault);
         self.trace.note(now, b'X', [kind], |out| write!(out, "fault: {fault:?}"));
         self.schedule(fault);
@@ -199,6 +210,12 @@ impl Cluster {
             }
             Fault::Resume => self.pause_apply(false),
             Fault::Fail => self.fail(),
+            Fault::Outage => {
+                self.stats.outages += 1;
+                let ns = self.fault_rng.delay(3 * self.profile.down_ns);
+                self.site.out_until = self.site.out_until.max(now.after(ns));
+                Ok(())
+            }
             Fault::Exclude(mover) => self.exclude(mover),
             Fault::Learn(mover) => self.crash_primary(mover),
             Fault::Rejoin(mover) => self.rejoin(mover),
@@ -406,14 +423,34 @@ impl Cluster {
         }
     }
 
+    /// Every mover of the primary site knows that the group has lost updates, and keeps nothing for sets.
+    fn says_what_it_lost(&self) -> Verdict {
+        for index in 0..self.primaries {
+            let poller = &self.pollers[index];
+            let Some(node) = &poller.node else {
+                ensure!(0, false, "{} is down", poller.id);
+                continue;
+            };
+            let broken = node.broken_groups().count();
+            ensure!(10, broken == 1, "{} does not say that updates are lost", poller.id);
+            let (live, retained) = (poller.arena.live(), poller.retained());
+            ensure!(0, live == 0, "{} still holds {live} records", poller.id);
+            ensure!(0, retained == 0, "{} retains {retained} updates", poller.id);
+        }
+        Ok(())
+    }
+
     fn at_rest(&self) -> Verdict {
         for (id, write) in self.observer.writes.iter().enumerate() {
             ensure!(0, write.completed, "write {id} was never completed: {write:?}");
         }
-        self.observer.finished(
-            |volume| self.base[volume].current(),
-            |volume| self.target[volume].current(),
-        )?;
+        let base = |volume: usize| self.base[volume].current();
+        let target = |volume: usize| self.target[volume].current();
+        if self.observer.lost.is_some() {
+            self.observer.finished_with_losses(base, target)?;
+            return self.says_what_it_lost();
+        }
+        self.observer.finished(base, target)?;
         for (node, journal) in self.pollers.iter().zip(&self.journals) {
             ensure!(0, node.node.is_some(), "{} is down", node.id);
             let (live, records) = (node.arena.live(), journal.records());

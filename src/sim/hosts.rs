@@ -89,7 +89,7 @@ impl Cluster {
         if status.sct == NvmeStatus::ANA_TRANSITION.sct {
             // The path says that it cannot answer; the host tries again, which is another command.
             self.stats.abandoned += 1;
-            self.observer.writes[write as usize].completed = true;
+            self.observer.abandoned(write);
         } else {
             self.observer.completed(write, status)?;
         }

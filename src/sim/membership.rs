@@ -3,17 +3,19 @@
 //!
 //! The store is modelled by its decisions: one record per epoch, in order. Members learn of a record
 //! after a delay of their own, each poller by itself; a mover that was excluded although it lives
-//! learns of that later still, and goes down then. More movers fail at once only where the group
-//! has spare copies: what happens beyond that is no question of luck but of what is said.
+//! learns of that later still, and goes down then. Where the history goes beyond what the group's copies
+//! bear, [`super::observe_losses`] has what must hold then.
 
 use super::cluster::{Cluster, EPOCH, Event, GROUP};
+use super::coverage::Act;
 use super::faults::Fault;
 use super::observer::Verdict;
 use super::profile::MS;
 use crate::proto::boundary::{BoundaryConfig, BoundaryGroup};
 use crate::proto::link::PeerEpoch;
 use crate::proto::membership::{Change, SiteRecord};
-use crate::proto::types::{Epoch, MapVersion, MoverId, SetId, ShardId, VolumeId};
+use crate::proto::sabotage::Sabotage;
+use crate::proto::types::{Epoch, MapVersion, MoverId, Nanos, SetId, ShardId, VolumeId};
 
 /// The primary site's membership.
 #[derive(Debug)]
@@ -24,8 +26,8 @@ pub(super) struct Site {
     failing: Vec<MoverId>,
     /// Excluded movers that have not come back.
     away: Vec<MoverId>,
-    /// Movers that may still fail before everything is whole again.
-    spare: u16,
+    /// The store answers nobody until then.
+    pub(super) out_until: Nanos,
     /// Everything was whole when the first of `failing` failed.
     was_whole: bool,
 }
@@ -41,14 +43,15 @@ impl Site {
             coordinator: ShardId::new(0, 0),
             owners,
             moved: Vec::new(),
-            failures: 0,
+            spells: SiteRecord::first_spell(EPOCH, primaries.into()),
+            lost: Vec::new(),
             plan: None,
         };
         Self {
             records: vec![first],
             failing: Vec::new(),
             away: Vec::new(),
-            spare: 0,
+            out_until: Nanos(0),
             was_whole: false,
         }
     }
@@ -104,28 +107,45 @@ impl Cluster {
     /// A primary mover fails, or is taken for failed; if the group can bear another failure.
     pub(super) fn fail(&mut self) -> Verdict {
         let members = self.site.latest().members.clone();
-        if self.site_is_whole() && self.site.failing.is_empty() {
-            let copies = usize::from(self.profile.copies);
-            self.site.spare = copies.min(members.len()).saturating_sub(1) as u16;
-            self.site.was_whole = true;
-        }
         let up: Vec<MoverId> =
             members.into_iter().filter(|mover| !self.site.failing.contains(mover)).collect();
-        if self.site.spare == 0 || up.len() < 2 {
+        if up.len() < 2 {
             return Ok(());
         }
-        self.site.spare -= 1;
         let mover = up[self.fault_rng.below(up.len() as u64) as usize];
-        self.site.failing.push(mover);
+        let mut failing = self.site.failing.clone();
+        failing.push(mover);
+        // Until the first of them is excluded.
+        let whole = self.site.was_whole || failing.len() == 1 && self.site_is_whole();
+        let loses = self.site.latest().may_lose(&failing, whole, self.profile.copies);
+        if loses && !self.profile.beyond {
+            return Ok(());
+        }
+        (self.site.failing, self.site.was_whole) = (failing, whole);
+        self.stats.beyond += u64::from(loses);
         self.stats.fails += 1;
         if self.fault_rng.chance(self.profile.suspect_ppm) {
             self.stats.suspects += 1;
+            if self.fault_rng.chance(400_000) {
+                self.pause(mover);
+            }
         } else {
             self.crash_primary(mover)?;
         }
         let detection = self.fault_rng.delay(3 * self.profile.heartbeat_ns);
         self.queue.after(detection, Event::Fault(Fault::Exclude(mover)));
         Ok(())
+    }
+
+    /// All pollers of a mover stand still for so long that it is likely to be excluded meanwhile, and go on
+    /// then as if nothing had happened.
+    fn pause(&mut self, mover: MoverId) {
+        self.stats.long_pauses += 1;
+        let ns = self.fault_rng.delay(12 * self.profile.heartbeat_ns);
+        let until = self.queue.now().after(ns);
+        for shard in self.shards_of(mover) {
+            self.pollers[shard].stalled_until = until;
+        }
     }
 
     /// A primary mover is gone, with its memory. What it had under way to bases arrives late.
@@ -140,6 +160,9 @@ impl Cluster {
             return Ok(());
         }
         for shard in shards {
+            if let Some(busy) = self.busy(shard) {
+                self.coverage.act(Act::Fail, busy);
+            }
             let empty = self.new_arena();
             self.pollers[shard].crash(empty);
             self.pollers[shard].waiting.clear();
@@ -169,7 +192,9 @@ impl Cluster {
         if self.shards_of(mover).any(|shard| !self.is_down(shard)) {
             // It lives, and learns of it at some time.
             let after = self.fault_rng.delay(self.profile.learn_ns * 3 + MS);
-            self.queue.after(after, Event::Fault(Fault::Learn(mover)));
+            let stands = self.shards_of(mover).map(|shard| self.pollers[shard].stalled_until).max();
+            let from = self.queue.now().max(stands.unwrap_or(Nanos(0)));
+            self.queue.at(from.after(after), Event::Fault(Fault::Learn(mover)));
         }
         Ok(())
     }
@@ -192,11 +217,9 @@ impl Cluster {
 
     /// One more epoch; its members learn of it by and by.
     fn commit(&mut self, failed: &[MoverId], joined: &[MoverId]) {
-        let whole = self.site.was_whole || self.site_is_whole();
-        if !failed.is_empty() {
-            self.site.was_whole = false;
-        }
-        let change = Change { failed, joined, whole, spare: None };
+        let whole = std::mem::take(&mut self.site.was_whole) || self.site_is_whole();
+        let copies = &[(GROUP, self.profile.copies)];
+        let change = Change { failed, joined, whole, spare: None, copies };
         let pollers = self.profile.pollers;
         let Some(next) = self.site.latest().next(&change, |_| pollers, |_| 1) else { return };
         let now = self.queue.now();
@@ -207,7 +230,7 @@ impl Cluster {
                 self.owners[volume.0 as usize].0 = self.shard_index(*owner);
             }
         }
-        self.observer.epoch_begins(next.epoch);
+        self.observer.epoch_begins(next.epoch, !next.lost.is_empty());
         self.publish(next, joined);
     }
 
@@ -240,6 +263,10 @@ impl Cluster {
         self.pollers[node].record = record;
         let record = self.site.records[record].clone();
         let old = self.pollers[node].node.as_ref().map_or(Epoch(0), |node| node.epoch());
+        let act = if record.epoch <= old { Act::Plan } else { Act::Epoch };
+        if let Some(busy) = self.busy(node) {
+            self.coverage.act(act, busy);
+        }
         let now = self.queue.now();
         if record.epoch <= old {
             if let Some(machines) = &mut self.pollers[node].node {
@@ -269,7 +296,8 @@ impl Cluster {
         }
         let (engine, here) = (self.engine(&record), self.here(node));
         let mut taken: Vec<VolumeId> = Vec::new();
-        if let Some(machines) = &mut self.pollers[node].node {
+        let some = self.profile.sabotage.is(Sabotage::EnteredBySome) && node % 2 == 1;
+        if let Some(machines) = self.pollers[node].node.as_mut().filter(|_| !some) {
             machines.enter(here, &record, &engine);
             let shard = machines.primary();
             taken

@@ -10,7 +10,11 @@ impl Cluster {
     /// Somebody plans moves, if none are under way and no mover has failed.
     pub(super) fn plan_moves(&mut self) -> Verdict {
         let record = self.site.latest().clone();
-        if record.plan.is_some() || !self.site_is_whole() || self.site.is_failing() {
+        if record.plan.is_some()
+            || self.queue.now() < self.site.out_until
+            || !self.site_is_whole()
+            || self.site.is_failing()
+        {
             return Ok(());
         }
         let mut moves = Vec::new();
@@ -76,6 +80,12 @@ impl Observer {
     /// # Errors
     /// Invariants 3 and 4: the numbers do not go on, or something is under way to the base.
     pub(super) fn handed_over(&mut self, index: usize, mover: u16, next: Seq) -> Verdict {
+        if let Some(taker) = &mut self.taken_by[index] {
+            *taker = mover;
+        }
+        if self.lost.is_some() {
+            return Ok(());
+        }
         let volume = &self.volumes[index];
         let last = volume.by_seq.len() as u64;
         ensure!(3, next.0 == last + 1, "v{index} goes on with {next}, the last number was {last}");
@@ -87,9 +97,6 @@ impl Observer {
                 "v{index} is handed over while {} is not on the base: {write:?}",
                 write.seq
             );
-        }
-        if let Some(taker) = &mut self.taken_by[index] {
-            *taker = mover;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use super::arena::{Record, Room, blank_info};
 use super::cluster::{Cluster, EPOCH, Event};
+use super::coverage::Busy;
 use super::node::{Poller, Unsent};
 use super::observer::{SECONDARY, Verdict, Violation, ensure};
 use crate::mem::crc32c::crc32c;
@@ -93,10 +94,22 @@ impl Cluster {
             write!(out, "{source} → {me} {message:?}")
         });
         let here = self.here(to);
+        let busy = self.busy(to);
         if let Some(machines) = &mut self.pollers[to].node {
+            busy.into_iter().for_each(|busy| self.coverage.message(&message, busy));
             machines.handle_message(here, source, epoch, message);
         }
         Ok(())
+    }
+
+    /// What a poller is busy with, unless it is down.
+    pub(super) fn busy(&mut self, node: usize) -> Option<Busy> {
+        let machines = self.pollers[node].node.as_mut()?;
+        if let Some(shard) = machines.primary() {
+            return Some(Busy::Primary(shard.stage()));
+        }
+        let shard = machines.secondary()?.shard();
+        Some(Busy::Secondary(shard.status().any(|group| group.applying.is_some())))
     }
 
     /// A packet arrives.
@@ -331,6 +344,7 @@ impl Cluster {
     ) -> Result<bool, Violation> {
         let (now, here) = (self.queue.now(), self.here(to));
         let source = self.pollers[from].id;
+        let busy = self.busy(to);
         let node = &mut self.pollers[to];
         let me: ShardId = node.id;
         let Some(info) = node.arena.get(buf).map(|record| record.info) else { return Ok(false) };
@@ -338,6 +352,7 @@ impl Cluster {
             write!(out, "{source} → {me} {role:?} {} of {} in {}", info.seq, info.volume, info.set)
         });
         let Some(machines) = &mut node.node else { return Ok(false) };
+        busy.into_iter().for_each(|busy| self.coverage.record(role, busy));
         let verdict = machines.handle_record(here, source, role, &info, buf);
         if verdict != RecordVerdict::StaleEpoch {
             let secondary = to >= self.primaries;

@@ -32,7 +32,7 @@ impl Observer {
         let mut left = Vec::new();
         for (id, write) in self.writes.iter_mut().enumerate() {
             if write.path == shard && !write.completed {
-                write.completed = true;
+                (write.completed, write.done) = (true, self.tick);
                 left.push(id as WriteId);
             }
         }
@@ -63,8 +63,11 @@ impl Observer {
     }
 
     /// The store has a new epoch.
-    pub fn epoch_begins(&mut self, epoch: Epoch) {
+    pub fn epoch_begins(&mut self, epoch: Epoch, lost: bool) {
         self.epoch = epoch;
+        if lost {
+            self.lost.get_or_insert(epoch);
+        }
     }
 
     /// The shard responsible for a volume has entered the epoch of `record`: what movers stored that
@@ -104,6 +107,9 @@ impl Observer {
         self.owner_entered(index, record);
         self.taken_by[index] = Some(mover);
         self.taken_in[index] = record.epoch;
+        if self.is_untracked(record.epoch) {
+            return Ok(());
+        }
         let committed = self.committed;
         for at in 0..self.volumes[index].by_seq.len() {
             let id = self.volumes[index].by_seq[at];
@@ -124,7 +130,9 @@ impl Observer {
                 "{seq} of v{index} is held by {:#b}, the shard that takes over goes on with {next}",
                 write.held_by
             );
-            if write.held_by != 0 {
+            // In an epoch before the one in which it is said that updates are lost, those who had them may not
+            // know yet that they were excluded.
+            if write.held_by != 0 || self.lost.is_some() && write.visible != NEVER {
                 continue;
             }
             ensure!(
@@ -247,7 +255,7 @@ impl Observer {
     /// Invariant 2.
     pub fn restored(&mut self, index: usize, mover: u16, media: &[u64]) -> Verdict {
         self.tick();
-        if self.is_of_the_past(index, mover) {
+        if self.is_of_the_past(index, mover) || self.is_untracked(self.taken_in[index]) {
             return Ok(());
         }
         let mut newest: Vec<Option<WriteId>> = vec![None; media.len()];
@@ -282,6 +290,7 @@ impl Observer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cluster::EPOCH;
     use super::super::observer::SECONDARY;
     use super::*;
     use crate::proto::message::VolumeFacts;
@@ -317,7 +326,8 @@ mod tests {
             coordinator: ShardId::new(1, 0),
             owners: vec![(VolumeId(0), ShardId::new(1, 0))],
             moved: vec![VolumeId(0)],
-            failures: 1,
+            spells: Vec::new(),
+            lost: Vec::new(),
             plan: None,
         }
     }
@@ -365,9 +375,11 @@ mod tests {
             digest: 0,
             voids,
         };
-        assert!(observer.formed(SetId(1), &[fact(1, 2, vec![Seq(2)])]).is_err());
-        observer.formed(SetId(1), &[fact(1, 1, vec![])]).expect("only #1");
-        observer.formed(SetId(2), &[fact(2, 3, vec![Seq(2)])]).expect("#2 is recorded with #3");
+        assert!(observer.formed(EPOCH, SetId(1), &[fact(1, 2, vec![Seq(2)])]).is_err());
+        observer.formed(EPOCH, SetId(1), &[fact(1, 1, vec![])]).expect("only #1");
+        observer
+            .formed(EPOCH, SetId(2), &[fact(2, 3, vec![Seq(2)])])
+            .expect("#2 is recorded with #3");
     }
 
     #[test]

@@ -12,8 +12,9 @@ use super::cluster::EPOCH;
 use super::observe_times::LastStamp;
 use crate::proto::message::VolumeFacts;
 use crate::proto::time::TimeStamp;
-use crate::proto::types::{Epoch, Extent, NvmeStatus, Seq, SetId, UpdateKind};
+use crate::proto::types::{Epoch, Extent, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId};
 use crate::wire::update::UpdateInfo;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// A broken invariant.
@@ -52,9 +53,6 @@ pub(super) use ensure;
 /// Index of a host update in the order of issue; its host tag too.
 pub type WriteId = u32;
 
-/// More primary movers than any history has.
-pub(super) const MOVERS_MAX: usize = 8;
-
 /// A tick that never came.
 pub const NEVER: u64 = u64::MAX;
 
@@ -83,8 +81,11 @@ impl Base {
 /// The set of a lost number that is not recorded anywhere yet: it will be that of the next number.
 pub(super) const UNRECORDED: SetId = SetId(u64::MAX);
 
+/// The number of an update that is in no set.
+pub(super) const UNTRACKED: Seq = Seq(u64::MAX);
+
 /// [`VolumeTruth::heard`]: a mover of the secondary site.
-pub(super) const SECONDARY: u16 = 31;
+pub(super) const SECONDARY: u16 = 127;
 
 /// A host update and all that is known of it.
 #[derive(Clone, Debug)]
@@ -99,6 +100,10 @@ pub struct HostWrite {
     pub issued: u64,
     /// When somebody could first know of it: its base write was submitted, or it was acknowledged.
     pub visible: u64,
+    /// When its host was told what became of it, or that its path is gone.
+    pub done: u64,
+    /// It was acknowledged.
+    pub acknowledged: bool,
     /// The newest set of which anything was visible when it was issued.
     pub floor: SetId,
     /// Its number, once it has one.
@@ -113,7 +118,7 @@ pub struct HostWrite {
     pub held_by: u64,
     /// By primary mover: the epoch in which it stored a record, as far as the responsible shard may
     /// count it; 0 where it may not. Those excluded count until that shard has entered the epoch.
-    pub counted: [u32; MOVERS_MAX],
+    pub counted: Vec<u32>,
     /// Bit m: primary mover m, which was not excluded since, was told that its number is void.
     pub void_known: u64,
     /// As many movers as should have held it at once.
@@ -152,7 +157,7 @@ pub struct VolumeTruth {
     pub by_seq: Vec<WriteId>,
     /// For each of them, bit m: primary mover m, which was not excluded since, or a mover of the secondary
     /// site ([`SECONDARY`]) has heard of the number.
-    pub heard: Vec<u32>,
+    pub heard: Vec<u128>,
     /// Per block: the number submitted to the base last.
     pub base_seq: Vec<u64>,
     /// Per block: a base write failed there and none has succeeded since.
@@ -202,8 +207,15 @@ pub struct Observer {
     pub(super) open: Vec<SetId>,
     /// The latest epoch of the primary site.
     pub(super) epoch: Epoch,
+    /// Primary movers.
+    pub(super) movers: usize,
+    /// The first epoch in which the group may have lost updates.
+    pub(super) lost: Option<Epoch>,
+    /// What was numbered from then on: it is in no set.
+    /// By shard, volume and number there.
+    pub(super) untracked: BTreeMap<(ShardId, VolumeId, Seq), WriteId>,
     /// Bit m: primary mover m was excluded and has not come back.
-    pub(super) excluded: u64,
+    pub(super) excluded: u128,
     /// Per volume: the mover that took it over last; what others number is of no importance.
     pub(super) taken_by: Vec<Option<u16>>,
     /// By volume: the epoch in which it was last taken over from a mover that failed.
@@ -228,7 +240,7 @@ pub struct Observer {
     /// Updates whose base write failed and of which no report was seen.
     pub(super) unreported_voids: Vec<(usize, Seq)>,
     /// By primary mover: what it stamped last.
-    pub(super) last_stamps: [LastStamp; MOVERS_MAX],
+    pub(super) last_stamps: Vec<LastStamp>,
     /// The latest of the earliest moments at which acknowledged updates can have been taken, by their stamps.
     pub(super) told_ns: u64,
 }
@@ -250,6 +262,9 @@ impl Observer {
             volumes: targets.iter().map(|target| VolumeTruth::new(*target, blocks)).collect(),
             open: vec![SetId(0); primaries],
             epoch: EPOCH,
+            movers: primaries,
+            lost: None,
+            untracked: BTreeMap::new(),
             excluded: 0,
             taken_by: vec![None; targets.len()],
             taken_in: vec![Epoch(0); targets.len()],
@@ -262,7 +277,7 @@ impl Observer {
             applied: vec![SetId(0); shards],
             redo: vec![(SetId(0), SetId(0)); shards],
             unreported_voids: Vec::new(),
-            last_stamps: Default::default(),
+            last_stamps: vec![LastStamp::default(); primaries],
             told_ns: 0,
         }
     }
@@ -281,13 +296,15 @@ impl Observer {
             extent,
             issued,
             visible: NEVER,
+            done: NEVER,
+            acknowledged: false,
             floor: self.visible_set,
             seq: Seq(0),
             set: SetId(0),
             base: Base::Waiting,
             completed: false,
             held_by: 0,
-            counted: [0; MOVERS_MAX],
+            counted: vec![0; self.movers],
             void_known: 0,
             safe: false,
             path: usize::MAX,
@@ -302,6 +319,10 @@ impl Observer {
     /// # Errors
     /// Invariants 3 and 5.
     pub fn numbered(&mut self, id: WriteId, info: &UpdateInfo) -> Verdict {
+        if self.is_untracked(info.epoch) {
+            self.number_untracked(info.owner, id, info);
+            return Ok(());
+        }
         let write = &mut self.writes[id as usize];
         let volume = &mut self.volumes[write.volume];
         let next = Seq(volume.by_seq.len() as u64 + 1);
@@ -344,6 +365,9 @@ impl Observer {
     /// # Errors
     /// Invariant 3: a record whose number belongs to another update.
     pub fn stored(&mut self, mover: u16, info: &UpdateInfo) -> Verdict {
+        if self.is_untracked(info.epoch) {
+            return Ok(());
+        }
         let found = self.find(info.volume.0 as usize, info.seq);
         let same = found.is_some_and(|id| self.describes(id, info));
         if !same && self.excluded & 1 << mover != 0 {
@@ -379,7 +403,7 @@ impl Observer {
         write.held_by &= !(1 << mover);
         ensure!(
             8,
-            write.set <= self.committed || write.base.is_void(),
+            write.set <= self.committed || write.base.is_void() || self.lost.is_some(),
             "m{mover} dropped {} of {} in {}, the secondary has committed {}",
             info.seq,
             info.volume,
@@ -405,6 +429,10 @@ impl Observer {
     }
 
     pub(super) fn ensure_safe(&self, invariant: u8, id: WriteId, what: &str) -> Verdict {
+        if self.lost.is_some() {
+            // A group that has lost updates has no sets to form.
+            return Ok(());
+        }
         let write = &self.writes[id as usize];
         let held = write.held_by.count_ones();
         ensure!(
@@ -457,7 +485,8 @@ impl Observer {
     /// Invariants 2, 3 and 5.
     pub fn base_submitted(&mut self, id: WriteId) -> Verdict {
         let write = &self.writes[id as usize];
-        ensure!(3, write.base == Base::Waiting, "write {id} goes to the base twice");
+        let lost = self.lost.is_some();
+        ensure!(3, lost || write.base == Base::Waiting, "write {id} goes to the base twice");
         self.ensure_safe(2, id, "goes to the base")?;
         let (extent, seq) = (write.extent, write.seq);
         let volume = &self.volumes[write.volume];
@@ -470,6 +499,10 @@ impl Observer {
                 other.seq,
                 write.volume
             );
+        }
+        if lost {
+            self.submitted_with_losses(id);
+            return Ok(());
         }
         let newest = blocks(extent).map(|b| volume.base_seq[b]).max().unwrap_or(0);
         ensure!(
@@ -505,7 +538,7 @@ impl Observer {
         for block in blocks(write.extent) {
             volume.unknown[block] = !ok;
         }
-        if !ok && !past {
+        if !ok && !past && write.seq != UNTRACKED {
             self.unreported_voids.push((write.volume, write.seq));
         }
     }
@@ -522,6 +555,9 @@ impl Observer {
             self.writes[id as usize].void_known |= 1 << mover;
         }
         let before = self.unreported_voids.len();
+        if self.lost.is_some() {
+            return Ok(());
+        }
         self.unreported_voids.retain(|void| *void != (volume, seq));
         ensure!(
             3,
@@ -555,11 +591,13 @@ impl Observer {
         } else {
             ensure!(
                 10,
-                write.base == Base::Failed,
+                write.base == Base::Failed || self.lost.is_some(),
                 "write {id} was failed ({status:?}) although its base write did not fail"
             );
         }
-        self.writes[id as usize].completed = true;
+        let tick = self.tick();
+        let write = &mut self.writes[id as usize];
+        (write.completed, write.done, write.acknowledged) = (true, tick, status.is_ok());
         Ok(())
     }
 
@@ -568,7 +606,8 @@ impl Observer {
     ///
     /// # Errors
     /// Invariants 3 and 6.
-    pub fn formed(&self, set: SetId, facts: &[VolumeFacts]) -> Verdict {
+    pub fn formed(&self, epoch: Epoch, set: SetId, facts: &[VolumeFacts]) -> Verdict {
+        ensure!(10, !self.is_untracked(epoch), "{set} is formed in {epoch}, updates are lost");
         for (index, volume) in self.volumes.iter().enumerate() {
             let ids = self.range(volume, set);
             let write = |id: &WriteId| &self.writes[*id as usize];

@@ -65,6 +65,8 @@ pub struct MoverFaults {
     pub stale_ns: u64,
     /// A primary mover fails, or is taken for failed.
     pub fail_ns: u64,
+    /// The cluster store answers nobody for a while.
+    pub outage_ns: u64,
     /// Moves of volumes are planned.
     pub move_ns: u64,
     /// Volumes that move then, per million.
@@ -147,6 +149,8 @@ pub struct Profile {
     pub operator: Operator,
     /// Mean time that a crashed mover stays away, nanoseconds.
     pub down_ns: u64,
+    /// More primary movers may fail at once than there are spare copies.
+    pub beyond: bool,
     /// Primary movers come and go: epochs change.
     pub epochs: bool,
     /// Mean time until members learn of a new epoch, nanoseconds.
@@ -190,6 +194,8 @@ pub struct Knobs {
     pub forward_ppm: Option<u32>,
     /// Whether primary movers fail.
     pub fail: Option<bool>,
+    /// Whether more primary movers may fail at once than there are spare copies.
+    pub beyond: Option<bool>,
     /// Whether volumes move between living primary movers.
     pub moves: Option<bool>,
     /// See [`Profile::timestamps`].
@@ -248,11 +254,11 @@ impl Profile {
         let when = |yes: bool, value: u64| if yes { value } else { 0 };
         let ppm = |yes: bool, value: u32| if yes { value } else { 0 };
 
-        let drawn_primaries = rng.pick(&[1, 2, 2, 2, 3, 3, 4, 5]);
+        let drawn_primaries = rng.pick(&[1, 2, 2, 2, 3, 3, 4, 5, 7, 9]);
         let secondaries = rng.pick(&[1, 1, 2, 2, 3]);
         let pollers = rng.pick(&[1, 1, 1, 2]);
-        let volumes = rng.pick(&[1, 2, 3, 4, 6, 8, 12, 20]);
-        let drawn_copies = rng.pick(&[2, 2, 2, 1, 3]);
+        let volumes = rng.pick(&[1, 2, 3, 4, 6, 8, 12, 20, 60, 200]);
+        let drawn_copies = rng.pick(&[2, 2, 2, 1, 3, 4]);
         let period_ns = rng.pick(&[200 * US, 500 * US, MS, 2 * MS, 5 * MS]);
         let updates = rng.pick(&[60, 120, 200, 400]);
         let blocks = rng.pick(&[4, 8, 16, 32]);
@@ -307,6 +313,7 @@ impl Profile {
                 stall_ns: when(stalls, rng.pick(&[MS, 5 * MS])),
                 stale_ns: when(stale, rng.pick(&[300 * US, 2 * MS])),
                 fail_ns: 0,
+                outage_ns: 0,
                 move_ns: 0,
                 move_ppm: 0,
             },
@@ -316,6 +323,7 @@ impl Profile {
                 pause_ns: when(pauses, rng.pick(&[3 * MS, 10 * MS])),
             },
             down_ns: rng.pick(&[100 * US, MS, 5 * MS]),
+            beyond: false,
             epochs: false,
             learn_ns: 0,
             suspect_ppm: 0,
@@ -371,6 +379,12 @@ impl Profile {
         let timestamps =
             rng.pick(&[Timestamps::None, Timestamps::Clock, Timestamps::Clock, Timestamps::Common]);
         profile.timestamps = knobs.timestamps.unwrap_or(timestamps);
+        let outages = rng.chance(300_000);
+        if profile.movers.fail_ns > 0 || profile.movers.move_ns > 0 {
+            profile.movers.outage_ns = when(outages, rng.pick(&[5 * MS, 20 * MS]));
+        }
+        let beyond = rng.chance(125_000);
+        profile.beyond = knobs.beyond.unwrap_or(beyond) && profile.movers.fail_ns > 0;
         profile
     }
 }

@@ -53,8 +53,14 @@ pub struct Stats {
     pub kills: u64,
     /// Primary movers that failed.
     pub fails: u64,
+    /// Of these, such as the copies do not bear.
+    pub beyond: u64,
     /// Of these, those that lived on for a while.
     pub suspects: u64,
+    /// Of these, those that stood still, as a stopped process does.
+    pub long_pauses: u64,
+    /// Times that the cluster store answered nobody for a while.
+    pub outages: u64,
     /// Times that moves of volumes were planned.
     pub plans: u64,
     /// Volumes handed over between living movers.
@@ -150,7 +156,10 @@ each!(
     stalls,
     stale_messages,
     fails,
+    beyond,
     suspects,
+    long_pauses,
+    outages,
     plans,
     hand_overs,
     epochs,

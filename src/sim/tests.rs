@@ -166,6 +166,23 @@ fn numbering_a_volume_that_has_moved_is_seen() {
 }
 
 #[test]
+fn an_acknowledgement_of_an_excluded_mover_is_seen() {
+    assert_eq!(broken_in(failing, Sabotage::AckExcluded), 1);
+}
+
+#[test]
+fn numbering_by_an_old_map_is_seen() {
+    assert_eq!(broken_in(moving, Sabotage::AcceptStaleMap), 3);
+}
+
+#[test]
+fn an_epoch_that_only_some_enter_is_seen() {
+    // Those that stay behind hear nobody, so that it shows by what never ends, too.
+    let findings = failing(1, 16, Sabotage::EnteredBySome);
+    assert!(!findings.failures.is_empty());
+}
+
+#[test]
 fn time_stamps_that_follow_a_clock_back_are_seen() {
     assert_eq!(broken(Sabotage::ClockBack), 11);
 }

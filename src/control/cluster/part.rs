@@ -9,7 +9,7 @@ use super::embedded::{EmbeddedError, EmbeddedStore};
 use super::{Alive, ClusterError, ClusterStore, Event, Known, Lease, Me, Member, SiteRecord, Swap};
 use crate::config::{self, ClusterStoreKind, Mover, Role};
 use crate::control::model::{ClusterInfo, ClusterRecord, EventLevel, ExcludedInfo};
-use crate::proto::types::{MoverId, ShardId, VolumeId};
+use crate::proto::types::{GroupId, MoverId, ShardId, VolumeId};
 use crate::runtime::plan::{FIRST_EPOCH, FIRST_MAP, Topology, fixed_because};
 
 /// How often a file that is in use is tried again.
@@ -47,6 +47,8 @@ pub struct Part {
     pub(super) store: Box<dyn ClusterStore>,
     pub(super) known: Known,
     pub(super) configured: SiteRecord,
+    /// Groups, and how many copies each should have of an update.
+    pub(super) copies: Vec<(GroupId, u8)>,
     endpoints: Vec<String>,
     /// Since when the store does not answer, Unix milliseconds; from the start on.
     unavailable_since_ms: Option<u64>,
@@ -117,7 +119,11 @@ impl Part {
             ClusterStoreKind::Etcd => etcd(&mover.cluster, &me)?,
         };
         let fixed = fixed_because(mover);
-        Ok(Self::with(store, me, configured, mover.cluster.endpoints.clone(), fixed, unix_ms))
+        let mut part =
+            Self::with(store, me, configured, mover.cluster.endpoints.clone(), fixed, unix_ms);
+        let copies = mover.groups.iter().map(|group| (GroupId(group.id), group.copies));
+        part.copies = copies.collect();
+        Ok(part)
     }
 
     pub(super) fn with(
@@ -135,6 +141,7 @@ impl Part {
             store,
             known: Known::default(),
             configured,
+            copies: Vec::new(),
             endpoints,
             unavailable_since_ms,
             changing: None,
@@ -297,7 +304,8 @@ impl Part {
             map_version: record.map_version,
             members: record.members.values().map(|member| member.name.clone()).collect(),
             since: record.members.values().map(|member| member.since).collect(),
-            failures: record.failures,
+            failures: record.agreed().failures(),
+            lost: record.lost.iter().map(|group| group.0).collect(),
             excluded: record
                 .excluded
                 .iter()

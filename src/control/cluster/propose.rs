@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use super::part::Part;
 use super::{Member, SiteRecord};
-use crate::proto::membership::Change;
+use crate::proto::membership::{self, Change};
 use crate::proto::types::{Epoch, MapVersion, MoverId, ShardId, VolumeId};
 
 /// How a mover stands to the site's record.
@@ -106,12 +106,13 @@ impl Part {
     }
 
     /// Of the members in `failed`, those that must lose their leases before all of them may be
-    /// excluded, in a site whose groups have `spare` copies beyond the first.
+    /// excluded, since a group may lose updates by it.
     #[must_use]
-    pub fn to_wait_for(&self, failed: &[MoverId], spare: u8) -> Vec<MoverId> {
-        let Some(record) = self.record() else { return Vec::new() };
-        let before = if self.is_whole() { 0 } else { usize::from(record.failures) };
-        if before + failed.len() <= usize::from(spare) {
+    pub fn to_wait_for(&self, failed: &[MoverId]) -> Vec<MoverId> {
+        let Some(record) = self.record().map(SiteRecord::agreed) else { return Vec::new() };
+        let whole = self.is_whole();
+        let fewest = self.copies.iter().map(|(_, copies)| *copies).min();
+        if !fewest.is_some_and(|copies| record.may_lose(failed, whole, copies)) {
             return Vec::new();
         }
         failed.iter().copied().filter(|id| self.is_alive(*id)).collect()
@@ -126,7 +127,8 @@ impl Part {
         pollers: impl Fn(MoverId) -> u8,
         unix_ms: u64,
     ) -> bool {
-        let change = Change { failed, joined: &[], whole: self.is_whole(), spare: None };
+        let (whole, copies) = (self.is_whole(), &self.copies[..]);
+        let change = Change { failed, joined: &[], whole, spare: None, copies };
         let Some(record) = self.record().filter(|_| self.may_change()) else { return false };
         let Some(next) = record.agreed().next(&change, pollers, |_| 1) else { return false };
         let names: Vec<String> = failed.iter().map(|id| self.name(*id)).collect();
@@ -150,7 +152,8 @@ impl Part {
     /// Proposes that this life takes part from the next epoch on.
     pub fn join(&mut self, pollers: impl Fn(MoverId) -> u8, unix_ms: u64) {
         let me = self.me.mover;
-        let change = Change { failed: &[], joined: &[me], whole: self.is_whole(), spare: None };
+        let (whole, copies) = (self.is_whole(), &self.copies[..]);
+        let change = Change { failed: &[], joined: &[me], whole, spare: None, copies };
         let Some(record) = self.record().filter(|_| self.may_change()) else { return };
         let Some(next) = record.agreed().next(&change, pollers, |_| 1) else { return };
         let alive = &self.me.alive;
@@ -224,7 +227,7 @@ impl Part {
         }
         next.moved.clear();
         next.plan = None;
-        next.failures = 0;
+        next.spells = membership::SiteRecord::first_spell(next.epoch, next.members.len());
         // What the configuration has now: further volumes, or fewer.
         let configured = &self.configured.owners;
         next.owners.retain(|volume, _| configured.contains_key(volume));
@@ -244,13 +247,18 @@ mod tests {
     use super::super::script::{Script, alive, configured, happens, part};
     use super::super::{ClusterError, Event, Revision};
     use super::*;
-    use crate::proto::types::ShardId;
+    use crate::proto::losses::Spell;
+    use crate::proto::types::{GroupId, ShardId};
 
     /// All members are alive in the lives 4, 5 and 6 and belong to a record of epoch 3.
-    fn site(script: &Script, whole: [Option<u32>; 3], failures: u8) -> Part {
+    /// Before it had one more, of which so many have failed.
+    fn site(script: &Script, whole: [Option<u32>; 3], failures: u16) -> Part {
         let mut record = configured();
         record.epoch = Epoch(3);
-        record.failures = failures;
+        record.spells = vec![
+            Spell { epoch: Epoch(2), members: 4, failures },
+            Spell { epoch: Epoch(3), members: 3, failures: 0 },
+        ];
         for (id, member) in &mut record.members {
             member.incarnation = Some(3 + u64::from(id.0));
         }
@@ -258,6 +266,7 @@ mod tests {
         let record = Event::Record(Revision(9), Some(record));
         happens(script, [record, Event::Alive(lives), Event::Available]);
         let mut part = part(script, None);
+        part.copies = vec![(GroupId(1), 2)];
         part.turn(1);
         part
     }
@@ -275,12 +284,12 @@ mod tests {
         let script = Script::default();
         let mut part = site(&script, [Some(3); 3], 0);
         assert_eq!(part.standing(), Standing::Member);
-        assert!(part.is_whole() && part.to_wait_for(&[MoverId(2)], 1).is_empty());
+        assert!(part.is_whole() && part.to_wait_for(&[MoverId(2)]).is_empty());
         assert!(part.exclude(&[MoverId(2)], "it is not heard", |_| 1, 77));
         assert!(!part.exclude(&[MoverId(2)], "it is not heard", |_| 1, 78), "one at a time");
         let swap = script.asked.lock().unwrap()[0].clone();
         assert!(swap.expected == Revision(9) && !swap.as_leader);
-        assert_eq!((swap.record.epoch, swap.record.failures), (Epoch(4), 1));
+        assert_eq!((swap.record.epoch, swap.record.agreed().failures()), (Epoch(4), 1));
         assert_eq!(swap.record.moved.iter().map(|v| v.0).collect::<Vec<_>>(), [2]);
         assert_eq!(swap.record.excluded[&MoverId(2)].incarnation, Some(5));
         // Another one was faster: what it says counts.
@@ -294,17 +303,23 @@ mod tests {
         let script = Script::default();
         let mut part = site(&script, [Some(3), Some(3), None], 1);
         assert!(!part.is_whole());
-        let wait = part.to_wait_for(&[MoverId(2)], 1);
+        let wait = part.to_wait_for(&[MoverId(2)]);
         assert_eq!(wait, [MoverId(2)], "one has failed before");
-        assert!(part.to_wait_for(&[MoverId(2)], 2).is_empty(), "with three copies");
+        part.copies = vec![(GroupId(1), 3)];
+        assert!(part.to_wait_for(&[MoverId(2)]).is_empty(), "with three copies");
+        part.copies = vec![(GroupId(1), 3), (GroupId(2), 2)];
         happens(&script, [Event::Alive(alive(&[(1, 4, None), (3, 6, None)]))]);
         part.turn(2);
-        assert!(part.to_wait_for(&[MoverId(2)], 1).is_empty(), "its lease has run out");
+        assert!(part.to_wait_for(&[MoverId(2)]).is_empty(), "its lease has run out");
+        assert!(part.exclude(&[MoverId(2)], "it is not heard", |_| 1, 77));
+        let record = asked(&script).remove(0);
+        assert_eq!(record.lost.into_iter().collect::<Vec<_>>(), [GroupId(2)]);
+        happens(&script, [Event::Swapped(1, Err(ClusterError::Conflict))]);
         // It said that it was whole before it fell; when the last one says so, all were.
         happens(&script, [Event::Alive(alive(&[(1, 4, None), (3, 6, Some(3))]))]);
         part.turn(3);
         assert!(part.is_whole());
-        assert_eq!(part.to_wait_for(&[MoverId(2), MoverId(3)], 1), [MoverId(3)]);
+        assert_eq!(part.to_wait_for(&[MoverId(2), MoverId(3)]), [MoverId(3)]);
     }
 
     #[test]
@@ -329,7 +344,7 @@ mod tests {
         let record = asked(&script).remove(0);
         assert_eq!((record.epoch, ids(&record)), (Epoch(5), vec![1, 2, 3]));
         assert_eq!((record.life(MoverId(1)), record.members[&MoverId(1)].since), (Some(8), 5));
-        assert_eq!(record.failures, 1, "not whole since");
+        assert_eq!(record.agreed().failures(), 1, "not whole since");
         happens(&script, [Event::Record(Revision(11), Some(record))]);
         part.turn(8);
         assert_eq!(part.standing(), Standing::Member);
@@ -349,7 +364,7 @@ mod tests {
         part.turn(3);
         assert!(part.found().is_empty());
         let record = asked(&script).remove(0);
-        assert_eq!((record.epoch, record.failures), (Epoch(4), 0));
+        assert_eq!((record.epoch, record.agreed().failures()), (Epoch(4), 0));
         let lives: Vec<_> = record.members.values().map(|m| (m.incarnation, m.since)).collect();
         assert_eq!(lives, [(Some(8), 4), (Some(7), 4), (Some(9), 4)]);
         assert_eq!(record.owners, configured().owners);

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::proto::assignment::Policy;
+use crate::proto::losses::Spell;
 use crate::proto::membership::{self, Plan};
-use crate::proto::types::{Epoch, MapVersion, MoverId, ShardId, VolumeId};
+use crate::proto::types::{Epoch, GroupId, MapVersion, MoverId, ShardId, VolumeId};
 
 /// Version of the document.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 
 /// What a site agrees on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,10 @@ pub struct SiteRecord {
     pub owners: BTreeMap<VolumeId, ShardId>,
     /// Volumes whose former owner failed and whose new one may not have brought them up to date yet.
     pub moved: BTreeSet<VolumeId>,
-    /// Movers that failed since everything was last held by as many movers as it should be.
-    pub failures: u8,
+    /// The epochs since which not everything has been held by as many movers as it should be.
+    pub spells: Vec<Spell>,
+    /// Groups of which more movers have failed at once than they have spare copies.
+    pub lost: BTreeSet<GroupId>,
     /// Movers that were excluded and have not come back as new.
     pub excluded: BTreeMap<MoverId, Exclusion>,
     /// Moves of volumes between members that are to be carried out at a boundary.
@@ -98,7 +101,9 @@ struct Document {
     members: BTreeMap<u16, Member>,
     coordinator: Place,
     map: Map,
-    failures: u8,
+    /// Epoch, its members, and how many of those have failed since.
+    spells: Vec<(u32, u16, u16)>,
+    lost: BTreeSet<u16>,
     excluded: BTreeMap<u16, Exclusion>,
     plan: Option<PlanDocument>,
     draining: BTreeSet<u16>,
@@ -147,6 +152,7 @@ impl SiteRecord {
         members: BTreeMap<MoverId, Member>,
         owners: BTreeMap<VolumeId, ShardId>,
     ) -> Self {
+        let spells = membership::SiteRecord::first_spell(epoch, members.len());
         Self {
             epoch,
             members,
@@ -154,7 +160,8 @@ impl SiteRecord {
             map_version,
             owners,
             moved: BTreeSet::new(),
-            failures: 0,
+            spells,
+            lost: BTreeSet::new(),
             excluded: BTreeMap::new(),
             plan: None,
             draining: BTreeSet::new(),
@@ -176,7 +183,8 @@ impl SiteRecord {
                 owners: self.owners.iter().map(|(v, shard)| (v.0, (*shard).into())).collect(),
                 moved: self.moved.iter().map(|volume| volume.0).collect(),
             },
-            failures: self.failures,
+            spells: self.spells.iter().map(|s| (s.epoch.0, s.members, s.failures)).collect(),
+            lost: self.lost.iter().map(|group| group.0).collect(),
             excluded: self.excluded.iter().map(|(id, why)| (id.0, why.clone())).collect(),
             plan: self.plan.as_ref().map(|plan| PlanDocument {
                 version: plan.version.0,
@@ -217,7 +225,12 @@ impl SiteRecord {
                 .map(|(v, place)| (VolumeId(v), place.into()))
                 .collect(),
             moved: document.map.moved.into_iter().map(VolumeId).collect(),
-            failures: document.failures,
+            spells: document
+                .spells
+                .into_iter()
+                .map(|(epoch, members, failures)| Spell { epoch: Epoch(epoch), members, failures })
+                .collect(),
+            lost: document.lost.into_iter().map(GroupId).collect(),
             excluded: document.excluded.into_iter().map(|(id, why)| (MoverId(id), why)).collect(),
             plan: document.plan.map(|plan| Plan {
                 version: MapVersion(plan.version),
@@ -244,7 +257,8 @@ impl SiteRecord {
             coordinator: self.coordinator,
             owners: self.owners.iter().map(|(volume, shard)| (*volume, *shard)).collect(),
             moved: self.moved.iter().copied().collect(),
-            failures: self.failures,
+            spells: self.spells.clone(),
+            lost: self.lost.iter().copied().collect(),
             plan: self.plan.clone(),
         }
     }
@@ -282,7 +296,8 @@ impl SiteRecord {
             map_version: next.map_version.0,
             owners: next.owners.iter().copied().collect(),
             moved: next.moved.iter().copied().collect(),
-            failures: next.failures,
+            spells: next.spells.clone(),
+            lost: next.lost.iter().copied().collect(),
             excluded,
             plan: next.plan.clone(),
             draining: self
@@ -348,7 +363,11 @@ mod tests {
                 (VolumeId(2), ShardId::new(3, 1)),
             ]),
             moved: BTreeSet::from([VolumeId(2)]),
-            failures: 1,
+            spells: vec![
+                Spell { epoch: Epoch(3), members: 3, failures: 1 },
+                Spell { epoch: Epoch(4), members: 2, failures: 0 },
+            ],
+            lost: BTreeSet::from([GroupId(6)]),
             excluded: BTreeMap::from([(
                 MoverId(2),
                 Exclusion {
@@ -377,7 +396,7 @@ mod tests {
     fn the_document_keeps_its_form() {
         assert_eq!(
             record().to_json(),
-            r#"{"format":3,"epoch":4,"members":{"1":{"name":"p1","incarnation":7,"since":2},"3":{"name":"p3","incarnation":null,"since":4}},"coordinator":[1,0],"map":{"version":9,"owners":{"1":[1,0],"2":[3,1]},"moved":[2]},"failures":1,"excluded":{"2":{"incarnation":3,"epoch":4,"since_unix_ms":1800000000000,"reason":"silent"}},"plan":{"version":10,"moves":{"1":[3,0]}},"draining":[1],"pinned":{"2":3},"policy":"round-robin"}"#
+            r#"{"format":4,"epoch":4,"members":{"1":{"name":"p1","incarnation":7,"since":2},"3":{"name":"p3","incarnation":null,"since":4}},"coordinator":[1,0],"map":{"version":9,"owners":{"1":[1,0],"2":[3,1]},"moved":[2]},"spells":[[3,3,1],[4,2,0]],"lost":[6],"excluded":{"2":{"incarnation":3,"epoch":4,"since_unix_ms":1800000000000,"reason":"silent"}},"plan":{"version":10,"moves":{"1":[3,0]}},"draining":[1],"pinned":{"2":3},"policy":"round-robin"}"#
         );
     }
 
@@ -389,6 +408,7 @@ mod tests {
             joined: &[MoverId(2)],
             whole: true,
             spare: None,
+            copies: &[],
         };
         let next = now.agreed().next(&change, |_| 2, |_| 1).unwrap();
         let came = Member { name: "p2".into(), incarnation: Some(4), since: 0 };
@@ -407,10 +427,10 @@ mod tests {
 
     #[test]
     fn a_document_of_another_version_is_refused_by_name() {
-        let text = record().to_json().replace("\"format\":3", "\"format\":1");
+        let text = record().to_json().replace("\"format\":4", "\"format\":1");
         let error = SiteRecord::from_json(text.as_bytes()).unwrap_err();
         assert_eq!(error, RecordError::Format { found: "1".into() });
-        assert!(error.to_string().contains("format 1, this version reads 3"), "{error}");
+        assert!(error.to_string().contains("format 1, this version reads 4"), "{error}");
     }
 
     #[test]
@@ -419,7 +439,7 @@ mod tests {
         for (from, to) in [
             ("\"epoch\":4,\"members\"", "\"epoch\":4,\"more\":1,\"members\""),
             ("\"epoch\":4,\"members\"", "\"members\""),
-            ("\"format\":3,", ""),
+            ("\"format\":4,", ""),
             ("\"name\":\"p1\"", "\"name\":\"p1\",\"rack\":3"),
             ("\"epoch\":4,\"members\"", "\"epoch\":-1,\"members\""),
         ] {

@@ -130,7 +130,7 @@ impl Driver {
         let removed: Vec<MoverId> = self.mover_id(mover).into_iter().collect();
         let pollers = |mover| self.plan.topology.pollers_of(mover);
         let whole = self.cluster.is_whole();
-        let change = Change { failed: &removed, joined: &[], whole, spare: None };
+        let change = Change { failed: &removed, joined: &[], whole, spare: None, copies: &[] };
         let next = record.agreed().next(&change, pollers, |_| 1);
         let owners = next.map_or_else(Vec::new, |next| next.owners);
         let owners = owners.into_iter().map(|(volume, shard)| (volume, shard.mover));

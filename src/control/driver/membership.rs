@@ -248,8 +248,7 @@ impl Driver {
         if now.since(since) < settles * 1_000_000 + rank.unwrap_or(0) as u64 * RANK_NS {
             return;
         }
-        let spare = self.mover.groups.iter().map(|group| group.copies).min().unwrap_or(1) - 1;
-        let wait = self.cluster.to_wait_for(&failed, spare);
+        let wait = self.cluster.to_wait_for(&failed);
         if !wait.is_empty() {
             let names: Vec<String> = wait.iter().map(|mover| self.mover_name(*mover)).collect();
             let fault = format!(

@@ -173,15 +173,21 @@ impl Bench {
         self.reports.send(FromPoller::Report { shard, at, report }).unwrap();
     }
 
-    /// Asks from another thread, as the API does, while the driver turns.
+    /// Asks from another thread, as the API does, while the driver turns. Time passes only when the answer
+    /// takes some: not while the thread is about to start.
     fn ask(&mut self, request: Request) -> Result<Response, ApiError> {
         let control = self.control.clone();
         let thread = std::thread::spawn(move || control.call(request));
-        for _ in 0..20_000 {
+        for turn in 0..20_000 {
             if thread.is_finished() {
                 break;
             }
-            self.run_ms(1);
+            if turn < 1000 {
+                self.driver.turn(self.now);
+                self.poll();
+            } else {
+                self.run_ms(1);
+            }
             std::thread::sleep(Duration::from_micros(50));
         }
         thread.join().unwrap()

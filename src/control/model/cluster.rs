@@ -45,8 +45,11 @@ pub struct ClusterRecord {
     pub members: Vec<String>,
     /// Of each of them, the epoch since which it is one without interruption.
     pub since: Vec<u32>,
-    /// Movers that failed since every member was whole.
-    pub failures: u8,
+    /// Most movers of one epoch that failed since every member was whole.
+    pub failures: u16,
+    /// Groups of which more movers have failed at once than they have spare copies: they form no sets
+    /// before they are resynchronised.
+    pub lost: Vec<u16>,
     /// Movers that were excluded.
     pub excluded: Vec<ExcludedInfo>,
 }

@@ -83,6 +83,8 @@ struct Group {
     map: MapVersion,
     /// By index of the shard: the map by which everything that was to come to it has.
     settled: Vec<MapVersion>,
+    /// While it forms no sets: the map whose moves all shards were last told to carry out.
+    moved_to: MapVersion,
     /// The map whose moves were last reported to be carried out everywhere.
     in_force: MapVersion,
     first_set: SetId,
@@ -91,6 +93,8 @@ struct Group {
     /// The last set that the secondary claims to have, heard while gathering.
     claimed: SetId,
     applied: SetId,
+    /// Heard while gathering: it can form no sets, which it is told when all shards have spoken.
+    doomed: Option<BrokenReason>,
     broken: Option<BrokenReason>,
     boundaries: u64,
     delayed: u64,
@@ -134,12 +138,14 @@ impl Boundary {
                 prepared: alloc::vec![false; count],
                 map: MapVersion(0),
                 settled: alloc::vec![MapVersion(0); count],
+                moved_to: MapVersion(0),
                 in_force: MapVersion(0),
                 first_set: group.first_set,
                 sets: VecDeque::new(),
                 confirmed: group.first_set.prev(),
                 claimed: SetId(0),
                 applied: SetId(0),
+                doomed: None,
                 broken: None,
                 boundaries: 0,
                 delayed: 0,
@@ -272,9 +278,24 @@ impl Boundary {
     /// Has a group's open set end now if it has moves to carry out.
     fn hasten(&mut self, now: Nanos, index: usize) {
         let plan = self.map_to_carry_out();
+        if self.groups[index].broken.is_some() {
+            return self.move_without_sets(index);
+        }
         let group = &mut self.groups[index];
         if group.phase == Phase::Open && plan.is_some_and(|plan| group.map < plan) {
             group.next_at = now;
+        }
+    }
+
+    /// A group that forms no sets has no boundaries: its moves are carried out as soon as all know them,
+    /// and also those that a boundary left half done.
+    fn move_without_sets(&mut self, index: usize) {
+        let Some(map_version) = self.map_to_carry_out() else { return };
+        let group = &mut self.groups[index];
+        if group.moved_to < map_version {
+            (group.moved_to, group.map) = (map_version, map_version);
+            let message = Message::Prepare { group: group.id, set: group.open, map_version };
+            self.tell_shards(&message);
         }
     }
 
@@ -383,6 +404,14 @@ impl Boundary {
             (Message::Settled { map_version, .. }, Some(shard)) => {
                 self.settled(index, shard, map_version);
             }
+            (Message::Broken { reason, .. }, Some(shard))
+                if self.groups[index].phase == Phase::Gathering =>
+            {
+                // What one lets go because of it must not be seen while another may still form the set
+                // that it has left: all are in this epoch first.
+                self.groups[index].doomed.get_or_insert(reason);
+                self.greeted(now, index, shard, SetId(0), SetId(0));
+            }
             (Message::Broken { reason, .. }, _) => self.broke(index, reason),
             (Message::Confirmed { set, .. }, None) => self.confirmed(index, set),
             (Message::Applied { set, .. }, None) => self.applied(index, set),
@@ -417,6 +446,9 @@ impl Boundary {
         }
         if group.greeted.iter().any(Option::is_none) || group.broken.is_some() {
             return;
+        }
+        if let Some(reason) = group.doomed {
+            return self.broke(index, reason);
         }
         let highest = group.greeted.iter().flatten().copied().max().unwrap_or(SetId(0));
         let first = if highest == SetId(0) { group.first_set } else { highest };
@@ -612,6 +644,7 @@ impl Boundary {
         if let Some(to) = self.secondary {
             self.commands.push_back(Command::Send { to, message });
         }
+        self.move_without_sets(index);
     }
 
     /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
@@ -625,6 +658,11 @@ impl Boundary {
                 let message = Message::Broken { group: self.groups[index].id, reason };
                 let other_shard = peer != self.me && self.shards.contains(&peer);
                 if other_shard || is_secondary {
+                    self.commands.push_back(Command::Send { to: peer, message });
+                }
+                let Group { id: group, open: set, moved_to: map_version, .. } = self.groups[index];
+                if other_shard && map_version > MapVersion(0) {
+                    let message = Message::Prepare { group, set, map_version };
                     self.commands.push_back(Command::Send { to: peer, message });
                 }
                 continue;

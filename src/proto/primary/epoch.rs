@@ -15,7 +15,7 @@ use super::takeover::Standing;
 use crate::proto::command::Command;
 use crate::proto::limits::FACTS_PER_PART;
 use crate::proto::membership::SiteRecord;
-use crate::proto::message::{BrokenReason, Held, Kept, Message};
+use crate::proto::message::{Held, Kept, Message};
 use crate::proto::types::{Nanos, NvmeStatus, Seq, SetId, ShardId, VolumeId};
 use crate::wire::update::UpdateInfo;
 use alloc::collections::BTreeSet;
@@ -54,11 +54,7 @@ impl PrimaryShard {
         for group in &mut self.groups {
             group.joins |= group.sets.open().is_none();
             group.wanted_mirrors = group.copies.min(members) - 1;
-            if u32::from(record.failures) >= group.copies && group.broken.is_none() {
-                let reason = BrokenReason::MoversLost;
-                let message = Message::Broken { group: group.id, reason };
-                self.commands.push_back(Command::Send { to: self.coordinator, message });
-            }
+            group.lost |= record.lost.contains(&group.id);
         }
         self.moves_settled(record);
         self.map_changed(record, gone);
@@ -317,11 +313,15 @@ impl PrimaryShard {
             }
         }
         for slot in slots {
+            let lost = self.has_lost(self.forwards.at(slot).volume);
             let forward = self.forwards.at_mut(slot);
             forward.travels = false;
             let owner = self.volumes[forward.volume as usize].owner;
             if forward.answered {
                 self.settle_forward(slot);
+            } else if forward.numbered && lost {
+                // Nobody recovers it: its source tries again.
+                self.answer(slot, NvmeStatus::ANA_TRANSITION);
             } else if forward.numbered {
                 forward.stranded = true;
                 if forward.dropped {

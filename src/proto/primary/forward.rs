@@ -254,6 +254,10 @@ impl PrimaryShard {
         if !expected || forward.numbered {
             return RecordVerdict::NotNeeded;
         }
+        if info.set == SetId(0) {
+            // Its group forms no sets, so no copy is kept: if its owner falls, it goes to the next one.
+            return RecordVerdict::NotNeeded;
+        }
         if self.store.is_confirmed(info.group, info.set) {
             let volume = forward.volume;
             self.mark_confirmed(volume, info.seq);
@@ -414,8 +418,9 @@ impl PrimaryShard {
         }
     }
 
-    /// Copies here of the group's sets up to `set` are needed no more (invariant 8).
-    pub(super) fn drop_copies(&mut self, group: GroupId, set: SetId) {
+    /// Copies here of the group's sets up to `set` are needed no more (invariant 8). What this shard took
+    /// of these, and whose mover failed, is answered with `status`.
+    pub(super) fn drop_copies(&mut self, group: GroupId, set: SetId, status: NvmeStatus) {
         let mut settled: Vec<u32> = Vec::new();
         let Self { store, forwards, mirrors, commands, volumes, .. } = self;
         store.confirm(group, set, |copy, travels| {
@@ -440,9 +445,9 @@ impl PrimaryShard {
             }
         });
         for slot in settled {
-            // The mover that would say so has failed; but its set is confirmed, so it has its fate.
+            // The mover that would say so has failed; if its set is confirmed, it has its fate.
             if !self.forwards.at_mut(slot).answered {
-                self.answer(slot, NvmeStatus::SUCCESS);
+                self.answer(slot, status);
             }
         }
     }

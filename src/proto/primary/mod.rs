@@ -38,4 +38,4 @@ pub use number::HostUpdate;
 pub use room::{Admitted, Full};
 pub use shard::{PrimaryShard, RecordVerdict};
 pub use take::Arrived;
-pub use view::{GroupView, LedgerView, PrimaryCounters};
+pub use view::{GroupView, LedgerView, PrimaryCounters, Stage};

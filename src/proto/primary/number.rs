@@ -198,6 +198,14 @@ impl PrimaryShard {
         Some(self.by_id[found].1)
     }
 
+    /// Whether what movers left behind of the volume at this index is not recovered: its group has lost
+    /// updates, or forms no sets. What is known of may be older than what is on the base, where everything
+    /// is that was ever acknowledged.
+    pub(super) fn has_lost(&self, volume: u32) -> bool {
+        let group = &self.groups[self.volumes[volume as usize].group];
+        group.lost || group.broken.is_some()
+    }
+
     /// Whether this shard is responsible for the volume at this index.
     #[inline]
     #[must_use]

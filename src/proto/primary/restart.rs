@@ -7,7 +7,7 @@ use super::slab::{CONFIRMED, NIL, RELEASED, SAFE};
 use crate::proto::command::{Command, Report};
 use crate::proto::limits::OPEN_SETS_MAX;
 use crate::proto::message::{BrokenReason, FactsPart, Message};
-use crate::proto::types::{GroupId, SetId, ShardId};
+use crate::proto::types::{GroupId, NvmeStatus, SetId, ShardId};
 use alloc::vec::Vec;
 
 impl PrimaryShard {
@@ -20,7 +20,8 @@ impl PrimaryShard {
         }
         self.groups[index].broken = Some(reason);
         self.commands.push_back(Command::Report(Report::Broken { group: id, reason }));
-        self.drop_copies(id, SetId(u64::MAX));
+        // What waits for a take-over will not be recovered.
+        self.drop_copies(id, SetId(u64::MAX), NvmeStatus::ANA_TRANSITION);
         for set in self.groups[index].sets.iter_mut() {
             set.released = true;
             set.reported = true;
@@ -66,7 +67,9 @@ impl PrimaryShard {
         self.tell_planned();
         for index in 0..self.groups.len() {
             let group = &self.groups[index];
-            let message = match group.broken {
+            let lost = group.lost.then_some(BrokenReason::MoversLost);
+            let broken = group.broken.or(lost);
+            let message = match broken {
                 Some(reason) => Message::Broken { group: group.id, reason },
                 None => Message::Greet {
                     group: group.id,
@@ -79,12 +82,12 @@ impl PrimaryShard {
             // A shard that took part later than others has nothing in the sets before.
             let open = group.last_opened();
             let oldest = group.confirmed.0.max(open.0.saturating_sub(2 * OPEN_SETS_MAX as u64));
-            if group.broken.is_none() {
+            if broken.is_none() {
                 self.report_empty(index, SetId(oldest + 1), open);
             }
             self.groups[index].empty_before = open;
             let group = &self.groups[index];
-            for set in group.sets.iter().filter(|set| set.reported) {
+            for set in group.sets.iter().filter(|set| set.reported && broken.is_none()) {
                 for facts in FactsPart::split(&set.facts()) {
                     let message = Message::Closed { group: group.id, set: set.id, facts };
                     self.commands.push_back(Command::Send { to, message });

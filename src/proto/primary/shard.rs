@@ -114,6 +114,10 @@ pub(super) struct Group {
     /// This shard had no set open when it entered the epoch: what it recovers lies in sets of others,
     /// and it numbers nothing before the next boundary.
     pub(super) joins: bool,
+    /// More movers failed at once than it has spare copies. It goes on as it was until the coordinator says,
+    /// once it has heard all members, that it forms no sets: before, one of an epoch before could still form
+    /// the one that this shard has left.
+    pub(super) lost: bool,
     pub(super) broken: Option<BrokenReason>,
 }
 
@@ -230,6 +234,7 @@ impl PrimaryShard {
                 opened_elsewhere: SetId(0),
                 empty_before: SetId(0),
                 joins: false,
+                lost: false,
                 broken: config.unclean.then_some(BrokenReason::MoverRestarted),
             })
             .collect();

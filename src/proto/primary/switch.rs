@@ -6,7 +6,7 @@ use super::slab::{CONFIRMED, NIL, RELEASED};
 use crate::proto::command::{Command, Report};
 use crate::proto::message::{FactsPart, Message};
 use crate::proto::sabotage::Sabotage;
-use crate::proto::types::{GroupId, MapVersion, Nanos, SetId};
+use crate::proto::types::{GroupId, MapVersion, Nanos, NvmeStatus, SetId};
 use alloc::vec::Vec;
 
 impl PrimaryShard {
@@ -22,7 +22,8 @@ impl PrimaryShard {
     pub(super) fn prepare(&mut self, now: Nanos, id: GroupId, set: SetId, map_version: MapVersion) {
         let Some(index) = self.group_index(id) else { return };
         if self.groups[index].broken.is_some() {
-            return;
+            // There is no set to switch to, but moves may be carried out.
+            return self.carry_out(index, map_version);
         }
         let open = self.groups[index].sets.open().map_or(SetId(0), |s| s.id);
         let joins = core::mem::take(&mut self.groups[index].joins);
@@ -103,7 +104,7 @@ impl PrimaryShard {
 
     /// The secondary has all sets up to `set`: their records may go here, the held copies too.
     pub(super) fn confirm(&mut self, id: GroupId, set: SetId) {
-        self.drop_copies(id, set);
+        self.drop_copies(id, set, NvmeStatus::SUCCESS);
         let Some(index) = self.group_index(id) else { return };
         self.groups[index].confirmed = self.groups[index].confirmed.max(set);
         self.known_to_be_confirmed(index);

@@ -346,6 +346,9 @@ impl PrimaryShard {
                 continue;
             }
             self.volumes[volume as usize].history = false;
+            if self.has_lost(volume) {
+                list.drain(..).for_each(|gathered| self.not_recovered(&gathered));
+            }
             let mut kept = self.kept(volume as usize);
             kept.extend(recovery.kept.get(&volume).into_iter().flatten());
             let live = self.without_confirmed(volume, list);
@@ -516,6 +519,17 @@ impl PrimaryShard {
         {
             self.counters.acknowledged += 1;
             let (tag, status) = (forward.tag, NvmeStatus::SUCCESS);
+            self.commands.push_back(Command::CompleteHost { tag, status });
+        }
+        self.commands.push_back(Command::Free { buf: gathered.buf });
+    }
+
+    /// A copy in a group of which updates are lost: its source tries again.
+    fn not_recovered(&mut self, gathered: &Gathered) {
+        if let Some(forward) = self.own_forward(gathered)
+            && !forward.answered
+        {
+            let (tag, status) = (forward.tag, NvmeStatus::ANA_TRANSITION);
             self.commands.push_back(Command::CompleteHost { tag, status });
         }
         self.commands.push_back(Command::Free { buf: gathered.buf });

@@ -4,9 +4,32 @@ use super::config::{Numbering, PrimaryConfig};
 use super::mirror_store::Mirrored;
 use super::shard::{PrimaryShard, Volume};
 use super::slab::{DONE, HERE, NOBODY, TRANSFERRED, VOID};
+use super::takeover::Standing;
+use crate::proto::command::Token;
 use crate::proto::message::BrokenReason;
 use crate::proto::types::{Extent, GroupId, Seq, SetId, ShardId, UpdateKind, VolumeId};
 use alloc::vec::Vec;
+
+/// What a shard is busy with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Nothing but taking updates into an open set.
+    Open,
+    /// It has switched to a set that is not released.
+    Holding,
+    /// It takes part, and has no set open.
+    Joining,
+    /// A volume leaves it.
+    Leaving,
+    /// A volume is on its way to it.
+    Arriving,
+    /// The base of a volume that it takes over is brought up to date.
+    Restoring,
+    /// It gathers what members hold of a volume that it takes over.
+    Gathering,
+    /// A group forms no sets.
+    Lost,
+}
 
 /// Counts since launch.
 #[derive(Clone, Copy, Default, Debug)]
@@ -124,6 +147,35 @@ impl PrimaryShard {
             confirmed: group.confirmed,
             broken: group.broken,
         })
+    }
+
+    /// What the shard is busy with: the most out of the ordinary.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        if self.groups.iter().any(|group| group.lost || group.broken.is_some()) {
+            return Stage::Lost;
+        }
+        if self.recovery.is_some() {
+            return Stage::Gathering;
+        }
+        let mut standing = self.volumes.iter().map(|volume| &volume.standing);
+        match standing.find(|standing| !matches!(standing, Standing::Ready)) {
+            Some(Standing::Arriving { .. }) => Stage::Arriving,
+            Some(Standing::Restoring(_)) => Stage::Restoring,
+            Some(Standing::Gathering) => Stage::Gathering,
+            Some(Standing::Ready) | None if self.is_leaving() => Stage::Leaving,
+            Some(Standing::Ready) | None if self.is_holding() => Stage::Holding,
+            Some(Standing::Ready) | None => {
+                let joining = self.groups.iter().any(|group| group.sets.open().is_none());
+                if joining { Stage::Joining } else { Stage::Open }
+            }
+        }
+    }
+
+    /// The number of the update that a base write's token names, while it is in the books.
+    #[must_use]
+    pub fn number_of(&self, token: Token) -> Option<Seq> {
+        self.slab.resolve(token).map(|(slot, _)| self.slab.get(slot).seq)
     }
 
     /// Up to `max` retained updates, newest sets last (G5).

@@ -83,6 +83,7 @@ impl Topology {
             .filter_map(|volume| Some((VolumeId(volume.id), self.owner_of(volume)?)))
             .collect();
         owners.sort_unstable();
+        let spells = SiteRecord::first_spell(FIRST_EPOCH, members.len());
         SiteRecord {
             epoch: FIRST_EPOCH,
             map_version: FIRST_MAP,
@@ -91,7 +92,8 @@ impl Topology {
             coordinator: self.primary_coordinator,
             owners,
             moved: Vec::new(),
-            failures: 0,
+            spells,
+            lost: Vec::new(),
             plan: None,
         }
     }

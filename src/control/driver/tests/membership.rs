@@ -114,6 +114,7 @@ fn a_mover_that_others_excluded_ends_at_once() {
         joined: &[],
         whole: true,
         spare: None,
+        copies: &[],
     };
     let next = next.next(&change, |_| 1, |_| 1).unwrap();
     site.recorded(record.followed_by(&next, &BTreeMap::new(), 5, "it is not heard"));

@@ -19,7 +19,8 @@ fn record() -> SiteRecord {
         coordinator: P1,
         owners: vec![(V, P1)],
         moved: Vec::new(),
-        failures: 0,
+        spells: Vec::new(),
+        lost: Vec::new(),
         plan: Some(Plan { version: MAP, moves: vec![(V, P2)] }),
     }
 }
@@ -189,7 +190,8 @@ fn a_former_owner_that_has_not_handed_over_keeps_the_volume_when_the_new_one_fai
         members: vec![MoverId(1), MoverId(3)],
         since: vec![E; 2],
         moved: vec![V],
-        failures: 1,
+        spells: Vec::new(),
+        lost: Vec::new(),
         plan: None,
         ..record()
     };

@@ -20,7 +20,8 @@ fn record(epoch: u32, members: &[(ShardId, u32)], owner: ShardId) -> SiteRecord 
         coordinator: members[0].0,
         owners: vec![(V, owner)],
         moved: vec![V],
-        failures: 1,
+        spells: Vec::new(),
+        lost: Vec::new(),
         plan: None,
     }
 }
