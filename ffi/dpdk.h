@@ -35,4 +35,8 @@ void setline_memif_wait(void);
 /* How many connections of the memif device of that name have ended: to be read atomically. */
 uint32_t *setline_memif_ended(const char *name);
 
+/* steer.c: takes the XDP program of that name off an interface. 1 when it was there, 0 when none was;
+ * a negative errno, -EBUSY when another program is there. */
+int setline_steer_release(const char *interface, const char *program);
+
 #endif

@@ -162,7 +162,7 @@ fn one_end_of_a_veth(kind: &str, interface: &str, side: u8) {
     let _env = env(usize::from(side) - 1);
     let kind = match kind {
         "af_packet" => Kind::AfPacket(interface.into()),
-        _ => Kind::AfXdp(interface.into()),
+        _ => Kind::AfXdp { interface: interface.into(), steer: None },
     };
     let port = Port::open(&spec(kind, 1500), &network(side, None)).unwrap();
     run(port, side, RECORDS / 3, 1);

@@ -171,6 +171,31 @@ fn namespaces_and_veth_instead_of_shared_memory() {
     assert!(!left.lines().any(|line| line.starts_with("sl") && line.contains('-')), "{left}");
 }
 
+/// Hosts' NVMe/TCP and what movers say to each other go by one interface of each mover, which the kernel
+/// and the mover's port share (G9).
+#[test]
+fn hosts_and_movers_share_one_interface() {
+    for driver in ["af-xdp", "af-packet"] {
+        let shape = format!("--traffic shared --veth-driver {driver} --primary 2 --secondary 1");
+        passes(&format!("--seconds 4 {shape}"));
+    }
+    // A program that a killed mover leaves at the interface does not keep it from starting again.
+    let report = passes("--seconds 4 --traffic shared --kill p2@1s --silence 1s --rate 500");
+    assert_eq!(report["stalls"]["kill-primary"]["faults"], 1, "{}", report["stalls"]);
+}
+
+/// Volumes beside those that are replicated, written and read back through every path (G11).
+#[test]
+fn unreplicated_volumes_are_read_back_while_others_are_replicated() {
+    let local = passes("--seconds 4 --unreplicated 3");
+    let remote = passes("--seconds 5 --unreplicated 2 --kill p2@1s --silence 1s --rate 1000");
+    for (report, volumes) in [(local, 3), (remote, 2)] {
+        let found = &report["unreplicated"];
+        assert_eq!((&found["volumes"], &found["verified"]), (&volumes.into(), &true.into()));
+        assert!(found["blocks_compared"].as_u64() > Some(0), "{found}");
+    }
+}
+
 #[test]
 fn one_primary_mover_works_and_the_report_warns() {
     let report = passes("--seconds 3 --primary 1 --secondary 1 --volumes 2");

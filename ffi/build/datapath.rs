@@ -79,6 +79,7 @@ pub(crate) fn run() -> Result<(), String> {
     bind("spdk", &cflags, &out)?;
     bind("dpdk", &cflags, &out)?;
     compile(&cflags, &out);
+    compile_steer(&out)?;
     link(&deps, &out)
 }
 
@@ -202,6 +203,7 @@ fn compile(cflags: &[String], out: &Path) {
     };
     base()
         .file("ffi/shims.c")
+        .file("ffi/steer.c")
         .file(out.join("spdk_inline.c"))
         .file(out.join("dpdk_inline.c"))
         .include(".")
@@ -213,6 +215,21 @@ fn compile(cflags: &[String], out: &Path) {
         for object in objects {
             let _ = fs::copy(object, out.join(format!("{name}.o")));
         }
+    }
+}
+
+/// The program that runs in the kernel, for AF_XDP interfaces that are shared with it.
+fn compile_steer(out: &Path) -> Result<(), String> {
+    let failed = |said: String| format!("clang -target bpf on ffi/steer.bpf.c: {}", said.trim());
+    // With debugging information comes the description of its map (BTF) that libbpf wants.
+    let output = Command::new("clang")
+        .args(["-O2", "-g", "-Wall", "-target", "bpf", "-c", "ffi/steer.bpf.c", "-o"])
+        .arg(out.join("steer.bpf.o"))
+        .output()
+        .map_err(|error| failed(format!("{error}; run ./scripts/setup")))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(failed(String::from_utf8_lossy(&output.stderr).into_owned())),
     }
 }
 

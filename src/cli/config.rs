@@ -67,7 +67,7 @@ pub(super) fn check(out: &mut Printer, files: &[PathBuf], here: bool) -> Result<
             let volumes: usize = me.groups.iter().map(|group| group.volumes.len()).sum();
             out.line(&format!(
                 "{}: mover {} of site {}, {} pollers, {} peers, {} groups, {volumes} volumes, \
-                 {} MiB of hugepages",
+                 {} MiB of hugepages; paths of hosts and movers: {}",
                 file.source.file,
                 me.mover.name,
                 me.mover.site,
@@ -75,6 +75,7 @@ pub(super) fn check(out: &mut Printer, files: &[PathBuf], here: bool) -> Result<
                 me.peers.len(),
                 me.groups.len(),
                 me.mover.hugepage_mib,
+                me.traffic(),
             ))?;
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use clap::Parser;
 
 use super::*;
-use crate::config::Api;
+use crate::config::{Api, Traffic};
 use crate::control::api::Server;
 use crate::control::model::*;
 
@@ -41,6 +41,7 @@ impl Fake {
             recovery_point_ms: Some(123.0),
             backlog_bytes: 4096,
             backlog_sets: 2,
+            unreplicated: Vec::new(),
             totals: GroupTotals::default(),
             boundary_hold_ns: Summary::default(),
             write_latency_ns: Summary::default(),
@@ -66,6 +67,7 @@ impl ControlPlane for Fake {
                 coordinator: Some("p1".into()),
                 degraded: self.degraded.clone(),
                 warnings: vec![format!("{}.toml:1:1: warning: one copy", self.name)],
+                traffic: Traffic::Separate,
                 cluster: ClusterInfo::default(),
                 groups: vec![self.group()],
             }),

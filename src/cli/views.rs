@@ -1,5 +1,7 @@
 //! What each command shows.
 
+use std::collections::BTreeSet;
+
 use comfy_table::Cell;
 use serde::Serialize;
 
@@ -63,6 +65,9 @@ pub(super) fn status(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
         let stores = statuses.iter().map(store_row).collect();
         out.table("", STORE_HEAD, stores)?;
         out.table("", GROUP_HEAD, statuses.iter().flat_map(group_rows).collect())?;
+        if let Some(line) = unreplicated(&statuses) {
+            out.line(&line)?;
+        }
         for warning in warnings(&statuses) {
             out.line(&format!("warning: {warning}"))?;
         }
@@ -77,8 +82,18 @@ pub(super) fn status(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
     }
 }
 
+/// The volumes that are not replicated, in a line.
+fn unreplicated(statuses: &[Status]) -> Option<String> {
+    let groups = statuses.iter().flat_map(|status| &status.groups);
+    let names: BTreeSet<String> = groups
+        .flat_map(|group| group.unreplicated.iter().map(|name| format!("{}/{name}", group.name)))
+        .collect();
+    let names: Vec<String> = names.into_iter().collect();
+    (!names.is_empty()).then(|| format!("not replicated: {}", names.join(", ")))
+}
+
 const MOVER_HEAD: &[&str] =
-    &["mover", "site", "role", "ready", "up", "epoch", "map", "coordinator"];
+    &["mover", "site", "role", "ready", "up", "epoch", "map", "coordinator", "paths of hosts"];
 
 fn mover_row(status: &Status) -> Vec<Cell> {
     vec![
@@ -90,6 +105,7 @@ fn mover_row(status: &Status) -> Vec<Cell> {
         number(status.epoch),
         number(status.map_version),
         maybe(status.coordinator.as_ref(), String::clone),
+        text(status.traffic.to_string()),
     ]
 }
 
@@ -228,6 +244,9 @@ fn group_card(out: &mut Printer, seen_by: &str, group: &GroupStatus) -> Result<(
     );
     row("recovery point", maybe(group.recovery_point_ms, |ms| duration_ns((ms * 1e6) as u64)));
     row("backlog", text(format!("{} in {} sets", bytes(group.backlog_bytes), group.backlog_sets)));
+    if !group.unreplicated.is_empty() {
+        row("not replicated", text(group.unreplicated.join(", ")));
+    }
     let totals = &group.totals;
     row(
         "acknowledged",
@@ -296,6 +315,9 @@ pub(super) fn volumes(out: &mut Printer, reach: &Reach) -> Result<(), CliError> 
         "uuid",
     ];
     let rows = volumes.iter().map(|volume| {
+        if !volume.replicated {
+            return unreplicated_row(volume);
+        }
         vec![
             text(format!("{}/{}", volume.group, volume.name)),
             number(volume.id),
@@ -316,13 +338,35 @@ pub(super) fn volumes(out: &mut Printer, reach: &Reach) -> Result<(), CliError> 
     Ok(out.table("", &head, rows.collect())?)
 }
 
-/// The first mover's view, with how bases are fenced from those that have them open.
+fn unreplicated_row(volume: &VolumeInfo) -> Vec<Cell> {
+    let mover = if volume.mover.is_empty() { "all" } else { volume.mover.as_str() };
+    let known = volume.block_bytes > 0;
+    vec![
+        text(format!("{}/{}", volume.group, volume.name)),
+        text("-"),
+        number(volume.nsid),
+        maybe(known.then_some(volume.size_mib), |mib| bytes(mib << 20)),
+        maybe(known.then_some(volume.block_bytes), |block| block.to_string()),
+        text(format!("{mover}: {}", volume.base)),
+        text("unreplicated"),
+        text("-"),
+        text("-"),
+        text("-"),
+        text(&volume.uuid),
+    ]
+}
+
+/// The first mover's view, with what movers know that have bases open: how they are fenced, the sizes of
+/// those that are not replicated.
 fn merged(views: Vec<(String, Vec<VolumeInfo>)>) -> Vec<VolumeInfo> {
     let mut views = views.into_iter().map(|(_, volumes)| volumes);
     let mut merged = views.next().unwrap_or_default();
     for volume in views.flatten() {
-        let known = merged.iter_mut().find(|known| known.id == volume.id);
+        let known = merged.iter_mut().find(|known| known.uuid == volume.uuid);
         if let Some(known) = known {
+            if known.size_mib == 0 {
+                (known.size_mib, known.block_bytes) = (volume.size_mib, volume.block_bytes);
+            }
             known.fencing = known.fencing.take().or(volume.fencing);
             known.target_fencing = known.target_fencing.take().or(volume.target_fencing);
         }
@@ -413,6 +457,7 @@ pub(super) fn movers(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
         "silent for",
         "round trip",
         "sent again",
+        "paths of hosts",
     ];
     let rows = views.iter().flat_map(|(seen_by, movers)| {
         movers.iter().map(move |mover| {
@@ -433,6 +478,7 @@ pub(super) fn movers(out: &mut Printer, reach: &Reach) -> Result<(), CliError> {
                 maybe(mover.silence_ms, |ms| duration_ns(ms.saturating_mul(1_000_000))),
                 maybe(mover.round_trip_us, |us| duration_ns(us.saturating_mul(1000))),
                 number(mover.retransmissions),
+                maybe(mover.traffic.as_ref(), ToString::to_string),
             ]
         })
     });

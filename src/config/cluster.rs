@@ -63,9 +63,13 @@ fn same_definitions(first: &Loaded, file: &Loaded, faults: &mut Vec<Fault>) {
             continue;
         }
         let volume = x.volumes.iter().zip(&y.volumes).position(|(x, y)| x != y);
-        match volume {
-            Some(index) => differs(&format!("group[{at}].volume[{index}]"), "a volume"),
-            None => differs(&format!("group[{at}]"), "a group"),
+        let other = x.unreplicated.iter().zip(&y.unreplicated).position(|(x, y)| x != y);
+        match (volume, other) {
+            (Some(index), _) => differs(&format!("group[{at}].volume[{index}]"), "a volume"),
+            (None, Some(index)) => {
+                differs(&format!("group[{at}].unreplicated[{index}]"), "an unreplicated volume");
+            }
+            (None, None) => differs(&format!("group[{at}]"), "a group"),
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Source};
-use super::types::{Disk, Mover, PortKind};
+use super::types::{Disk, Mover, PortKind, Role};
 
 /// Checks `mover` against the machine this runs on: cores, hugepages, interfaces, devices, files
 /// and directories. `source` gives the faults their positions.
@@ -157,6 +157,13 @@ impl System {
                 }
                 if volume.target.mover == mover.mover.name {
                     check(format!("{key}.target.base"), &volume.target.base, volume.size_mib);
+                }
+            }
+            for (index, volume) in group.unreplicated.iter().enumerate() {
+                let here = mover.mover.role == Role::Primary;
+                if here && volume.is_offered_by(&mover.mover.name) {
+                    let key = format!("group[{at}].unreplicated[{index}].base");
+                    check(key, &volume.base, volume.size_mib.unwrap_or(0));
                 }
             }
         }

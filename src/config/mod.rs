@@ -21,11 +21,14 @@ mod fault;
 mod identity;
 mod limits;
 pub mod machine;
+mod port;
 mod reader;
 mod rules;
 mod schema;
 mod timestamps;
+mod traffic;
 mod types;
+mod unreplicated;
 mod validate;
 
 pub use address::{BadAddress, Cidr, Mac};
@@ -33,7 +36,9 @@ pub use fault::{ConfigError, Fault, Severity, Source};
 pub use identity::{Nguid, Uuid};
 pub use limits::*;
 pub use timestamps::Timestamps;
+pub use traffic::Traffic;
 pub use types::*;
+pub use unreplicated::Unreplicated;
 
 use std::path::Path;
 

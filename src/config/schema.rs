@@ -15,6 +15,7 @@ use super::reader::{Doc, Section};
 use super::rules::{self, *};
 use super::timestamps::Timestamps;
 use super::types::*;
+use super::unreplicated::Unreplicated;
 
 /// Reads the whole document. Values that a later step derives are left empty: `hugepage_mib` 0,
 /// a volume's and target's `mover` "" (with `poller` [`POLLER_OPEN`]).
@@ -259,6 +260,7 @@ fn port(mut s: Section<'_>) -> Port {
         poller: s.may("poller", poller_index()),
         vlan: s.may("vlan", int(1..=4094)),
         mac: s.may("mac", mac()),
+        shared: s.or("shared", false, boolean()),
     };
     // Which keys belong to the port depends on its kind, so without one none is unknown.
     if !unknown {
@@ -340,6 +342,8 @@ fn group(mut s: Section<'_>) -> Group {
     let nqn = s.must("nqn", String::new(), nqn());
     let copies = s.or("copies", 2, int(1..=MOVERS_MAX as i64));
     let volumes = s.tables("volume").into_iter().map(|volume| self::volume(volume, &nqn)).collect();
+    let unreplicated = s.tables("unreplicated").into_iter();
+    let unreplicated = unreplicated.map(|volume| self::unreplicated(volume, &nqn)).collect();
     let group = Group {
         name: s.must("name", String::new(), name()),
         id: s.must("id", 0, int(1..=i64::from(u16::MAX))),
@@ -369,6 +373,7 @@ fn group(mut s: Section<'_>) -> Group {
         partners: s.named("partners", name()).into_iter().collect::<BTreeMap<_, _>>(),
         nqn,
         volumes,
+        unreplicated,
     };
     s.finish();
     group
@@ -395,6 +400,34 @@ fn volume(mut s: Section<'_>, nqn: &str) -> Volume {
         name,
     };
     s.finish();
+    volume
+}
+
+fn unreplicated(mut s: Section<'_>, nqn: &str) -> Unreplicated {
+    let name = s.must("name", String::new(), name());
+    let uuid = s.or(
+        "uuid",
+        Uuid::derive(nqn, &name),
+        parsed("a UUID like \"6ba7b810-9dad-41d1-80b4-00c04fd430c8\""),
+    );
+    let base = one_disk(s.must_table("base"));
+    // An NVMe namespace has a block size and a size of its own, a file its size.
+    let memory = matches!(base, Disk::Malloc);
+    let bare = memory || matches!(base, Disk::File { .. });
+    let volume = Unreplicated {
+        nsid: s.must("nsid", 0, int(1..=0xffff_fffe)),
+        nguid: s.or("nguid", Nguid::from(uuid), parsed("32 hexadecimal digits")),
+        block_bytes: bare.then(|| s.or("block_bytes", 4096, int_of(&[512, 4096]))),
+        size_mib: memory.then(|| s.must("size_mib", 0, int(1..=1 << 30))),
+        mover: s.may("mover", rules::name()),
+        base,
+        uuid,
+        name,
+    };
+    // Which keys belong to it depends on its base's kind, so without one none is unknown.
+    if s.doc().sound(&[&s.path_of("base"), &s.path_of("base.kind")]) {
+        s.finish();
+    }
     volume
 }
 

@@ -1,6 +1,9 @@
 use super::*;
 use std::path::PathBuf;
 
+mod traffic;
+mod unreplicated;
+
 fn examples(directory: &str) -> Vec<Loaded> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples").join(directory);
     let mut files: Vec<_> =

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::address::{Cidr, Mac};
+use super::address::Mac;
 use super::identity::{Nguid, Uuid};
 use super::timestamps::Timestamps;
+use super::unreplicated::Unreplicated;
+
+pub use super::port::{MemifRole, Port, PortKind};
 
 /// Everything one mover is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -207,82 +210,6 @@ pub struct Journal {
     pub size_mib: u64,
 }
 
-/// `[[port]]`: a DPDK port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Port {
-    /// Name, unique within the mover.
-    pub name: String,
-    /// What it is.
-    #[serde(flatten)]
-    pub kind: PortKind,
-    /// Its IPv4 address and the length of its subnet's prefix.
-    pub ip: Cidr,
-    /// Router to peers outside the subnet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<Ipv4Addr>,
-    /// Largest IPv4 packet, bytes.
-    pub mtu_bytes: u16,
-    /// The poller that owns its only queue pair; one queue pair on every poller when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub poller: Option<u8>,
-    /// IEEE 802.1Q tag of all frames.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vlan: Option<u16>,
-    /// Its MAC address, where the kind leaves that open; the driver's when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mac: Option<Mac>,
-}
-
-/// What a port is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind")]
-pub enum PortKind {
-    /// A NIC that DPDK drives.
-    #[serde(rename = "pci")]
-    Pci {
-        /// `DDDD:BB:DD.F`.
-        pci_address: String,
-    },
-    /// Shared memory to one other process on this machine.
-    #[serde(rename = "memif")]
-    Memif {
-        /// Unix socket through which the two ends meet.
-        socket: PathBuf,
-        /// Which end it is.
-        memif_role: MemifRole,
-        /// Interface number on that socket; the same at both ends.
-        memif_id: u32,
-    },
-    /// A Linux interface through AF_XDP.
-    #[serde(rename = "af_xdp")]
-    AfXdp {
-        /// Interface name.
-        interface: String,
-    },
-    /// A Linux interface through AF_PACKET.
-    #[serde(rename = "af_packet")]
-    AfPacket {
-        /// Interface name.
-        interface: String,
-    },
-    /// DPDK rings within one process: tests and benchmarks.
-    #[serde(rename = "ring")]
-    Ring {
-        /// The name both ends share.
-        ring: String,
-    },
-}
-
-/// Which end of a memif a port is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MemifRole {
-    /// Creates the socket.
-    Server,
-    /// Connects to it, and provides the memory.
-    Client,
-}
-
 /// `[[peer]]`: another mover.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Peer {
@@ -366,9 +293,12 @@ pub struct Group {
     /// With [`MirrorPolicy::Partner`]: each mover's fixed partner, by name; complete.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub partners: BTreeMap<String, String>,
-    /// Its volumes.
+    /// Its volume pairs.
     #[serde(rename = "volume")]
     pub volumes: Vec<Volume>,
+    /// Volumes that hosts see beside them and that are not replicated (G11).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreplicated: Vec<Unreplicated>,
 }
 
 /// Scope of sequence numbers (G7).
@@ -565,6 +495,13 @@ impl Mover {
         self.ports.iter().find(|port| port.name == name)
     }
 
+    /// The volumes that are not replicated and that this mover offers to hosts, with their groups.
+    pub fn unreplicated_here(&self) -> impl Iterator<Item = (&Group, &Unreplicated)> {
+        let groups = self.groups.iter().filter(|_| self.mover.role == Role::Primary);
+        let all = groups.flat_map(|group| group.unreplicated.iter().map(move |v| (group, v)));
+        all.filter(|(_, volume)| volume.is_offered_by(&self.mover.name))
+    }
+
     /// Prefix of the process's files in hugetlbfs and of DPDK's run-time directory (EAL's
     /// `--file-prefix`): the mover's name, and a hash of its `run_dir`, so that movers of the same
     /// name in different places do not meet.
@@ -584,6 +521,7 @@ impl Mover {
                 (volume.mover == self.mover.name && disk(&volume.base))
                     || (volume.target.mover == self.mover.name && disk(&volume.target.base))
             })
+            || self.unreplicated_here().any(|(_, volume)| disk(&volume.base))
     }
 }
 

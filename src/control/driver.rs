@@ -27,7 +27,8 @@ use super::status::{Standing, View};
 use super::stop::{Outcome, Stopping};
 use super::store::{Boot, SetMark, Store, StoreError};
 use super::timing::Timing;
-use crate::config::{Mover, Role};
+use super::unreplicated::BaseSize;
+use crate::config::{Mover, Role, Uuid};
 use crate::proto::types::{GroupId, MoverId, Nanos, Seq, ShardId, VolumeId};
 use crate::runtime::messages::{FromPoller, PeerState, PollerSnapshot, ToPoller};
 use crate::runtime::plan::{Plan, Start};
@@ -76,6 +77,8 @@ pub struct Setup {
     pub reports: Receiver<FromPoller>,
     /// How the open bases are kept from other movers.
     pub fencing: BTreeMap<VolumeId, Fencing>,
+    /// The sizes of open bases of volumes that are not replicated (G11).
+    pub unreplicated: BTreeMap<Uuid, BaseSize>,
     /// The mover's part in its site's store.
     pub cluster: Part,
     /// The mover's sources of time (G8).
@@ -165,6 +168,7 @@ pub struct Driver {
     movers: BTreeMap<MoverId, PeerState>,
     serving: bool,
     pub(super) fencing: BTreeMap<VolumeId, Fencing>,
+    unreplicated: BTreeMap<Uuid, BaseSize>,
     /// What hosts are to be told of paths.
     pub(super) paths: Vec<(VolumeId, PathState)>,
     pub(super) cluster: Part,
@@ -234,6 +238,7 @@ impl Driver {
             movers: BTreeMap::new(),
             serving: false,
             fencing: setup.fencing,
+            unreplicated: setup.unreplicated,
             cluster: setup.cluster,
             site: Site::new(record, setup.boot.incarnation, setup.start, pollers.len()),
             balance: Balance::default(),
@@ -360,6 +365,7 @@ impl Driver {
             warnings: &self.warnings,
             faults,
             fencing: &self.fencing,
+            unreplicated: &self.unreplicated,
             cluster: &self.cluster,
             timing: &self.timing,
             serving: self.serving,

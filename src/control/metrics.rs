@@ -140,6 +140,10 @@ impl View<'_> {
     fn volume_metrics(&self, list: &mut List) {
         for volume in self.volumes() {
             let labels = [("group", volume.group.as_str()), ("volume", volume.name.as_str())];
+            list.count("volume_replicated", &labels, u64::from(volume.replicated));
+            if !volume.replicated {
+                continue;
+            }
             let counters = self.counters(VolumeId(volume.id));
             list.count("volume_reads_total", &labels, counters.reads);
             list.count("volume_writes_total", &labels, counters.writes);

@@ -24,6 +24,7 @@ pub mod status;
 pub mod stop;
 pub mod store;
 pub mod timing;
+pub mod unreplicated;
 
 #[cfg(test)]
 mod tests;

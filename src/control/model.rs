@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Role;
+use crate::config::{Role, Traffic};
 
 mod assignment;
 mod cluster;
@@ -188,6 +188,9 @@ pub struct Status {
     pub degraded: Vec<String>,
     /// What the configuration promises less than one may think.
     pub warnings: Vec<String>,
+    /// Whether hosts come by paths of their own (G9).
+    #[serde(default)]
+    pub traffic: Traffic,
     /// Its site's store.
     #[serde(default)]
     pub cluster: ClusterInfo,

@@ -15,7 +15,8 @@ use super::model::{
     Status, Summary, VolumeInfo, VolumeMap, VolumeMapEntry, colour_name,
 };
 use super::timing::Timing;
-use crate::config::{Disk, Group, Role, Volume};
+use super::unreplicated::{self, BaseSize};
+use crate::config::{Disk, Group, Role, Uuid, Volume};
 use crate::proto::command::SetState as ProtoState;
 use crate::proto::membership::SiteRecord;
 use crate::proto::types::{MoverId, SetId, ShardId, UpdateKind, VolumeId};
@@ -48,6 +49,8 @@ pub struct View<'a> {
     pub faults: &'a [String],
     /// How each volume's base is kept from other movers, of those that are open here.
     pub fencing: &'a BTreeMap<VolumeId, Fencing>,
+    /// The sizes of bases of unreplicated volumes, of those that are open here.
+    pub unreplicated: &'a BTreeMap<Uuid, BaseSize>,
     /// The mover's part in its site's store.
     pub cluster: &'a Part,
     /// What is known of the time.
@@ -77,6 +80,7 @@ impl View<'_> {
             coordinator: self.coordinator(me.role),
             degraded,
             warnings: self.warnings.to_vec(),
+            traffic: self.evidence.mover.traffic(),
             cluster: self.cluster.info(),
             groups: self.groups(),
         }
@@ -180,6 +184,7 @@ impl View<'_> {
                 Role::Primary => ProtoState::Received,
                 Role::Secondary => ProtoState::Applied,
             }),
+            unreplicated: config.unreplicated.iter().map(|volume| volume.name.clone()).collect(),
             totals: self.totals(group),
             boundary_hold_ns: Summary::from(&group.hold_ns),
             write_latency_ns: Summary::from(&board.write_latency_ns),
@@ -241,14 +246,15 @@ impl View<'_> {
         sum
     }
 
-    /// All volumes, in the configuration's order.
+    /// All volumes, in the configuration's order; in each group those that are not replicated last.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let groups = &self.evidence.mover.groups;
-        let all = groups.iter().enumerate().flat_map(|(index, group)| {
-            group.volumes.iter().map(move |volume| (index, group, volume))
+        let groups = self.evidence.mover.groups.iter().enumerate();
+        let all = groups.flat_map(|(index, group)| {
+            let pairs = group.volumes.iter().map(move |volume| self.volume(index, group, volume));
+            pairs.chain(self.unreplicated(group))
         });
-        all.map(|(index, group, volume)| self.volume(index, group, volume)).collect()
+        all.collect()
     }
 
     fn volume(&self, index: usize, group: &Group, volume: &Volume) -> VolumeInfo {
@@ -266,6 +272,7 @@ impl View<'_> {
         VolumeInfo {
             group: group.name.clone(),
             name: volume.name.clone(),
+            replicated: true,
             id: volume.id,
             nsid: volume.nsid,
             block_bytes: volume.block_bytes,
@@ -394,6 +401,7 @@ impl View<'_> {
                 role: member.role,
                 pollers: member.pollers,
                 this,
+                traffic: this.then(|| mover.traffic()),
                 coordinator: coordinators.contains(&Some(id)),
                 reachable: this || states().all(|(_, link)| link.state == PeerState::Up),
                 silence_ms: silence.max().map(|ns| ns / 1_000_000),
@@ -462,8 +470,12 @@ impl View<'_> {
     /// The volume called `GROUP/VOLUME`, or `VOLUME` where that is unique.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`]; [`ErrorCode::BadRequest`] when several are meant.
+    /// [`ErrorCode::NotFound`]; [`ErrorCode::BadRequest`] when several are meant, and of a volume that is
+    /// not replicated.
     pub fn find_volume(&self, text: &str) -> Result<(&Group, &Volume), ApiError> {
+        if let Some(error) = unreplicated::refusal(self.evidence.mover, text) {
+            return Err(error);
+        }
         let (group, name) = match text.split_once('/') {
             Some((group, name)) => (Some(group), name),
             None => (None, text),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::api::{ServeError, Server};
 use super::client::{Client, ClientError, Target};
 use super::model::*;
-use crate::config::{Api, Role};
+use crate::config::{Api, Role, Traffic};
 
 /// Answers from memory and keeps what it was asked.
 #[derive(Default)]
@@ -28,6 +28,7 @@ fn status() -> Status {
         epoch: 1,
         map_version: 1,
         coordinator: None,
+        traffic: Traffic::Separate,
         degraded: vec![],
         warnings: vec![],
         cluster: ClusterInfo::default(),

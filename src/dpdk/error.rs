@@ -69,6 +69,17 @@ pub enum DpdkError {
         /// How long it was waited for, seconds.
         waited_s: u64,
     },
+    /// Somebody else's program decides at that interface who gets its frames.
+    #[error(
+        "port {port:?}: another program (XDP) is at interface {interface:?}; take it off with: ip \
+         link set dev {interface} xdp off"
+    )]
+    Taken {
+        /// The port's name.
+        port: String,
+        /// The interface's.
+        interface: String,
+    },
     /// Two ends of this ring are open already.
     #[error("port {port:?}: both ends of ring {ring:?} are taken")]
     RingTaken {

@@ -17,7 +17,13 @@ pub enum Kind {
         id: u32,
     },
     /// A Linux interface through AF_XDP.
-    AfXdp(String),
+    AfXdp {
+        /// Its name.
+        interface: String,
+        /// Where it is shared with the kernel: the file for the program that leaves the kernel what is not
+        /// for the port. None where the port takes every frame.
+        steer: Option<PathBuf>,
+    },
     /// A Linux interface through AF_PACKET.
     AfPacket(String),
     /// A pair of rings per queue within this process: the first to open the name has one end, the
@@ -74,8 +80,12 @@ impl Kind {
                 );
                 Some(("net_memif", arguments))
             }
-            Self::AfXdp(interface) => {
-                Some(("net_af_xdp", format!("iface={interface},queue_count={queues}")))
+            Self::AfXdp { interface, steer } => {
+                let mut arguments = format!("iface={interface},queue_count={queues}");
+                if let Some(file) = steer {
+                    arguments += &format!(",xdp_prog={}", file.display());
+                }
+                Some(("net_af_xdp", arguments))
             }
             Self::AfPacket(interface) => {
                 let frame = packet_frame_bytes(mtu);
@@ -114,7 +124,7 @@ impl Kind {
             },
             // The driver sends in place from the memory that it receives into, which must lie in
             // one page per buffer, and keeps 2048 buffers for receiving and as many for sending.
-            Self::AfXdp(_) => Buffers {
+            Self::AfXdp { .. } => Buffers {
                 receive_bytes: frame + 256,
                 receive_packets: 2048 + 2048 + 512,
                 own_headers: false,

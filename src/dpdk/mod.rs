@@ -24,6 +24,7 @@ mod pool;
 mod port;
 mod queue;
 mod rings;
+mod steer;
 
 pub use error::DpdkError;
 pub use external::{External, Region, Ticket};

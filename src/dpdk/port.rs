@@ -9,6 +9,7 @@ use super::neighbours::{Neighbours, NextHop};
 use super::pool::Pool;
 use super::queue::Queue;
 use super::rings::{close_ring, create_ring};
+use super::steer;
 use super::sys;
 use crate::proto::types::Nanos;
 use crate::wire::frame::{Mac, Station};
@@ -106,6 +107,9 @@ impl Port {
     /// See [`DpdkError`]; whatever was made before the failure has been undone.
     pub fn open(spec: &PortSpec, network: &Network) -> Result<Self, DpdkError> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        if let Kind::AfXdp { interface, steer: Some(file) } = &spec.kind {
+            steer::prepare(&spec.name, interface, file, network.ip)?;
+        }
         let (id, device) = create(spec, serial)?;
         let client = match (&spec.kind, &device) {
             (Kind::Memif { socket, .. }, Device::Memif { name, server: None }) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::options::{Base, Network, RunOptions, Shape, Store, Transport};
+use super::options::{Base, RunOptions, Shape, Store, Transport};
 use super::plan::copies;
 use crate::cli::parse_duration;
 
@@ -181,7 +181,9 @@ pub enum FaultError {
         spec: String,
     },
     /// Only network namespaces can be cut.
-    #[error("{spec}: only namespaces can be cut off each other; use --network veth")]
+    #[error(
+        "{spec}: only namespaces can be cut off each other, and hosts must reach them still; use --network veth --traffic separate"
+    )]
     NotCut {
         /// What was asked for.
         spec: String,
@@ -191,6 +193,14 @@ pub enum FaultError {
         "{spec}: over vfio-user a host cannot tell a stopped mover from a slow one; use --transport tcp"
     )]
     SharedMemory {
+        /// What was asked for.
+        spec: String,
+    },
+    /// A second client needs a path of its own.
+    #[error(
+        "{spec}: these volumes have a client of their own, and a vfio-user path serves one; use --transport tcp"
+    )]
+    OneClient {
         /// What was asked for.
         spec: String,
     },
@@ -286,7 +296,7 @@ pub fn plan(options: &RunOptions, seed: u64, names: &Names) -> Result<Vec<Fault>
         for spec in specs {
             let text = format!("--{option} {spec}");
             survivable(shape, names, &spec.who, &text, &[])?;
-            if shape.network() != Network::Veth {
+            if !shape.can_cut() {
                 return Err(FaultError::NotCut { spec: text });
             }
             let who = vec![spec.who.clone()];
@@ -428,7 +438,10 @@ mod tests {
         assert_eq!((fails.base(), fails.store()), (Base::Array, Store::Etcd));
         assert_eq!((fails.transport(), fails.primaries()), (Transport::VfioUser, 5));
         let cut = settled("--deafen p1@1s:1s").unwrap().shape;
-        assert_eq!((cut.transport(), cut.network()), (Transport::Tcp, Network::Veth));
+        assert_eq!(
+            (cut.transport(), cut.network()),
+            (Transport::Tcp, crate::lab::options::Network::Veth)
+        );
         assert_eq!(settled("--drain p1@1s --base file").unwrap().shape.base(), Base::File);
         let odd = settled("--join p5@1s").unwrap_err();
         assert_eq!(odd, "--join p5@1000ms: \"p5\" is not there; allowed: each of p4 once");

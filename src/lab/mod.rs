@@ -24,6 +24,7 @@ pub mod service;
 pub mod site;
 pub mod stalls;
 pub mod standing;
+pub mod unreplicated;
 pub mod verdict;
 pub mod watch;
 pub mod writer;

@@ -20,10 +20,13 @@ pub fn commands(plan: &VethPlan) -> Vec<Vec<String>> {
         format!("-n {hub} link set lo up"),
         format!("-n {hub} link add movers type bridge mcast_snooping 0"),
         format!("-n {hub} link set movers up"),
-        format!("-n {hub} link add hosts type bridge mcast_snooping 0"),
-        format!("-n {hub} addr add {HUB_HOST_IP}/24 dev hosts"),
-        format!("-n {hub} link set hosts up"),
     ];
+    let hosts = if plan.shared { "movers" } else { "hosts" };
+    if !plan.shared {
+        lines.push(format!("-n {hub} link add hosts type bridge mcast_snooping 0"));
+        lines.push(format!("-n {hub} link set hosts up"));
+    }
+    lines.push(format!("-n {hub} addr add {HUB_HOST_IP}/24 dev {hosts}"));
     for (at, leg) in plan.legs.iter().enumerate() {
         let namespace = leg.namespace.as_str();
         lines.push(format!("netns add {namespace}"));
@@ -38,6 +41,12 @@ pub fn commands(plan: &VethPlan) -> Vec<Vec<String>> {
             // The mover speaks here, not the kernel.
             lines.push(format!("-n {namespace} link set {interface} addrgenmode none"));
             lines.push(format!("-n {namespace} link set {interface} up"));
+        }
+        if plan.shared {
+            // The kernel speaks there as well, under an address of its own.
+            let first = leg.interfaces.first().map_or("net0", String::as_str);
+            lines.push(format!("-n {namespace} addr add {}/24 dev {first}", leg.host_ip));
+            continue;
         }
         let far = format!("h{at}");
         lines.push(format!("-n {namespace} link add host0 type veth peer name {far} netns {hub}"));
@@ -181,8 +190,13 @@ mod tests {
             interfaces: vec!["net0".into()],
             host_ip: [10, 78, 0, 1].into(),
         };
-        let plan = VethPlan { hub: "slt-hub".into(), legs: vec![leg("p1"), leg("s1")] };
-        for command in commands(&plan) {
+        let plan =
+            |shared| VethPlan { hub: "slt-hub".into(), legs: vec![leg("p1"), leg("s1")], shared };
+        let text = |shared| format!("{:?}", commands(&plan(shared)));
+        assert!(text(false).contains("host0") && !text(true).contains("host0"));
+        let both = [commands(&plan(true)), commands(&plan(false))].concat();
+        let plan = plan(false);
+        for command in both {
             assert!(
                 command[1].starts_with("slt-") || command[2].starts_with("slt-"),
                 "{command:?}"

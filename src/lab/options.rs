@@ -37,6 +37,9 @@ pub struct Shape {
     /// Volume pairs.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub volumes: u16,
+    /// Further volumes, which are not replicated.
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]
+    pub unreplicated: u16,
     /// Size of each volume, MiB.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub volume_mib: u64,
@@ -60,6 +63,9 @@ pub struct Shape {
     /// How DPDK reaches the interfaces of `--network veth`.
     #[arg(long, value_enum, default_value_t = VethDriver::AfXdp)]
     pub veth_driver: VethDriver,
+    /// Whether hosts and movers have interfaces of their own; shared means --network veth --transport tcp.
+    #[arg(long, value_enum, default_value_t = Traffic::Separate)]
+    pub traffic: Traffic,
     /// Where volumes lie; file when left out, array where primary movers fail, join or leave.
     #[arg(long, value_enum)]
     pub base: Option<Base>,
@@ -120,13 +126,25 @@ impl Shape {
     /// How hosts reach the movers.
     #[must_use]
     pub fn transport(&self) -> Transport {
-        self.transport.unwrap_or(Transport::VfioUser)
+        self.transport.unwrap_or(match self.traffic {
+            Traffic::Separate => Transport::VfioUser,
+            Traffic::Shared => Transport::Tcp,
+        })
     }
 
     /// What joins the movers.
     #[must_use]
     pub fn network(&self) -> Network {
-        self.network.unwrap_or(Network::Memif)
+        self.network.unwrap_or(match self.traffic {
+            Traffic::Separate => Network::Memif,
+            Traffic::Shared => Network::Veth,
+        })
+    }
+
+    /// Whether a mover can be cut off others while hosts still reach it.
+    #[must_use]
+    pub fn can_cut(&self) -> bool {
+        self.network() == Network::Veth && self.traffic == Traffic::Separate
     }
 }
 
@@ -231,7 +249,8 @@ impl RunOptions {
     /// happens to primary movers, these need a store to agree in, and bases that all of them reach.
     ///
     /// # Errors
-    /// Names of movers that are to join and do not go on after those that are there.
+    /// Names of movers that are to join and do not go on after those that are there; a second client
+    /// where there is a path for one.
     pub fn settle(mut self) -> Result<Self, FaultError> {
         let cut = [&self.partition, &self.mute, &self.deafen].iter().any(|specs| !specs.is_empty());
         let random = self.kill_random > 0 && self.kill_of != KillOf::Secondary;
@@ -244,11 +263,15 @@ impl RunOptions {
         shape.joining = self.join.len() as u16;
         shape.base.get_or_insert(if fail { Base::Array } else { Base::File });
         shape.store.get_or_insert(if fail { Store::Etcd } else { Store::Embedded });
-        shape.transport.get_or_insert(match stopped {
-            true => Transport::Tcp,
-            false => Transport::VfioUser,
-        });
-        shape.network.get_or_insert(if cut { Network::Veth } else { Network::Memif });
+        let tcp = stopped || shape.unreplicated > 0;
+        let transport = if tcp { Transport::Tcp } else { shape.transport() };
+        shape.transport.get_or_insert(transport);
+        let network = if cut { Network::Veth } else { shape.network() };
+        shape.network.get_or_insert(network);
+        if shape.unreplicated > 0 && shape.transport() != Transport::Tcp {
+            let spec = format!("--unreplicated {}", shape.unreplicated);
+            return Err(FaultError::OneClient { spec });
+        }
         let next: Vec<String> =
             (1..=shape.joining).map(|n| format!("p{}", shape.primary + n)).collect();
         let mut asked: Vec<&str> = self.join.iter().map(|spec| spec.who.as_str()).collect();
@@ -306,6 +329,16 @@ pub enum VethDriver {
     AfXdp,
     /// Packet sockets.
     AfPacket,
+}
+
+/// Whether hosts and movers have interfaces of their own (G9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Traffic {
+    /// One for movers' traffic, one for hosts'.
+    Separate,
+    /// One for both: the kernel and the mover share it.
+    Shared,
 }
 
 /// Where volumes lie.

@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::options::{Base, Engine, IdlePolicy, Network, Shape, Transport, VethDriver};
+use super::options::{Base, Engine, IdlePolicy, Network, Shape, Traffic, Transport};
 use super::service::PlannedService;
 use crate::config::*;
 
+mod ports;
 mod services;
 
 /// Name of the lab's only group.
@@ -40,6 +41,8 @@ pub struct Plan {
     pub movers: Vec<PlannedMover>,
     /// Its volume pairs, in the order of namespace ids.
     pub volumes: Vec<PlannedVolume>,
+    /// Its volumes that are not replicated.
+    pub unreplicated: Vec<PlannedUnreplicated>,
     /// Files to make, with their length in bytes.
     pub files: Vec<(PathBuf, u64)>,
     /// Directories to make.
@@ -78,6 +81,17 @@ pub struct PlannedVolume {
     pub secondary: PathBuf,
 }
 
+/// A volume that is not replicated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedUnreplicated {
+    /// Its name.
+    pub name: String,
+    /// Its namespace id.
+    pub nsid: u32,
+    /// Its file, with `--base array` the storage server's; none with `--base malloc`.
+    pub file: Option<PathBuf>,
+}
+
 /// Network namespaces and what joins them: a hub with one bridge for the movers' own traffic and
 /// one for hosts, and for each mover a namespace with a leg in each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +100,8 @@ pub struct VethPlan {
     pub hub: String,
     /// One namespace per mover.
     pub legs: Vec<VethLeg>,
+    /// Hosts come by the movers' first interface and bridge; there are no others.
+    pub shared: bool,
 }
 
 /// A mover's namespace.
@@ -124,6 +140,9 @@ pub enum PlanError {
     /// The configuration made is not valid; the options ask for something out of bounds.
     #[error("these options make no valid configuration:\n{0}")]
     Config(#[from] ConfigError),
+    /// Hosts share an interface only where there are interfaces, and through the kernel.
+    #[error("--traffic shared: use --network veth --transport tcp")]
+    Traffic,
     /// A path is not UTF-8.
     #[error("the lab's directory cannot be written into TOML: {0}")]
     Render(#[from] toml::ser::Error),
@@ -146,6 +165,10 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
     }
     if usize::from(shape.pollers) > machine.cores.len() {
         return Err(PlanError::Pollers { pollers: shape.pollers, cores: machine.cores.len() });
+    }
+    let through_kernel = shape.network() == Network::Veth && shape.transport() == Transport::Tcp;
+    if shape.traffic == Traffic::Shared && !through_kernel {
+        return Err(PlanError::Traffic);
     }
     let builder = Builder { shape, directory, machine, copies };
     let identities = builder.identities();
@@ -174,7 +197,18 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
             secondary: builder.image("secondary", &volume.name),
         })
         .collect();
+    let unreplicated: Vec<PlannedUnreplicated> = movers[0].config.groups[0]
+        .unreplicated
+        .iter()
+        .map(|volume| PlannedUnreplicated {
+            name: volume.name.clone(),
+            nsid: volume.nsid,
+            file: (shape.base() != Base::Malloc)
+                .then(|| builder.image("unreplicated", &volume.name)),
+        })
+        .collect();
     let bytes = shape.volume_mib << 20;
+    let others = unreplicated.iter().filter_map(|volume| Some((volume.file.clone()?, bytes)));
     let images = volumes.iter().flat_map(|volume| {
         volume.primary.iter().chain([&volume.secondary]).map(|path| (path.clone(), bytes))
     });
@@ -184,10 +218,10 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
         }
         _ => None,
     });
-    let files = images.chain(journals).collect();
+    let files = images.chain(others).chain(journals).collect();
     let mut directories: Vec<PathBuf> =
         ["conf", "log", "net", "img"].iter().map(|name| directory.join(name)).collect();
-    let services = builder.services(&volumes);
+    let services = builder.services(&volumes, &unreplicated);
     directories.extend(services.iter().filter_map(|service| {
         service.file().and_then(|(file, _)| file.parent()).map(Path::to_owned)
     }));
@@ -197,6 +231,7 @@ pub fn plan(shape: &Shape, directory: &Path, machine: &Machine) -> Result<Plan, 
         directory: directory.to_owned(),
         movers,
         volumes,
+        unreplicated,
         files,
         directories,
         services,
@@ -210,7 +245,11 @@ pub fn bytes_needed(shape: &Shape) -> u64 {
     let volumes = u64::from(shape.volumes) * (shape.volume_mib << 20);
     let primary = if shape.base() == Base::Malloc { 0 } else { volumes };
     let journals = u64::from(shape.secondary) * (shape.journal_mib << 20);
-    primary + 2 * volumes + journals + (64 << 20)
+    let others = match shape.base() {
+        Base::Malloc => 0,
+        Base::File | Base::Array => u64::from(shape.unreplicated) * (shape.volume_mib << 20),
+    };
+    primary + 2 * volumes + others + journals + (64 << 20)
 }
 
 struct Builder<'a> {
@@ -282,7 +321,8 @@ impl Builder<'_> {
             interfaces: (0..self.shape.pollers).map(|poller| format!("net{poller}")).collect(),
             host_ip: host_ip(at),
         });
-        VethPlan { hub: self.hub(), legs: legs.collect() }
+        let shared = self.shape.traffic == Traffic::Shared;
+        VethPlan { hub: self.hub(), legs: legs.collect(), shared }
     }
 
     fn mover(&self, all: &[Who], at: usize) -> Mover {
@@ -424,104 +464,33 @@ impl Builder<'_> {
             mirror_policy: MirrorPolicy::Load,
             partners: BTreeMap::new(),
             volumes: volumes.collect(),
+            unreplicated: (0..self.shape.unreplicated)
+                .map(|index| self.unreplicated(usize::from(index), &primaries))
+                .collect(),
         }
     }
 
-    /// One memif for each pair of pollers at two movers, each a subnet of its own.
-    fn memif(&self, all: &[Who], at: usize) -> (Vec<Port>, Vec<Peer>) {
-        let pollers = self.shape.pollers;
-        let (mut ports, mut peers) = (Vec::new(), Vec::new());
-        for (other, peer) in all.iter().enumerate() {
-            if other == at {
-                continue;
-            }
-            let (low, high) = (at.min(other), at.max(other));
-            let socket = format!("{}-{}.sock", all[low].name, all[high].name);
-            let mut paths = Vec::new();
-            for (mine, theirs) in pairs(pollers) {
-                // The two ends must number their pair alike.
-                let (a, b) = if at == low { (mine, theirs) } else { (theirs, mine) };
-                let memif_id = u32::from(a) * u32::from(pollers) + u32::from(b);
-                let link = pair_index(low, high) * usize::from(pollers).pow(2) + memif_id as usize;
-                let subnet = u32::from(Ipv4Addr::new(10, 77, 0, 0)) + 4 * link as u32;
-                let (here, there) = if at == low { (1, 2) } else { (2, 1) };
-                let name = match pollers {
-                    1 => format!("to-{}", peer.name),
-                    _ => format!("to-{}-{mine}-{theirs}", peer.name),
-                };
-                ports.push(Port {
-                    name: name.clone(),
-                    kind: PortKind::Memif {
-                        socket: self.directory.join("net").join(&socket),
-                        memif_role: match at == low {
-                            true => MemifRole::Server,
-                            false => MemifRole::Client,
-                        },
-                        memif_id,
-                    },
-                    ip: Cidr { ip: Ipv4Addr::from(subnet + here), prefix: 30 },
-                    gateway: None,
-                    mtu_bytes: 9000,
-                    poller: Some(mine),
-                    vlan: None,
-                    mac: None,
-                });
-                paths.push(PeerPath {
-                    poller: Some(mine),
-                    peer_poller: Some(theirs),
-                    port: name,
-                    ip: Ipv4Addr::from(subnet + there),
-                    mac: None,
-                });
-            }
-            peers.push(self.peer(peer, paths));
-        }
-        (ports, peers)
-    }
-
-    /// One interface per poller, all in one subnet.
-    fn bridged(&self, all: &[Who], at: usize) -> (Vec<Port>, Vec<Peer>) {
-        let pollers = self.shape.pollers;
-        let ip = |mover: usize, poller: u8| Ipv4Addr::new(10, 77, poller, mover as u8 + 1);
-        let ports = (0..pollers).map(|poller| {
-            let interface = format!("net{poller}");
-            Port {
-                name: interface.clone(),
-                kind: match self.shape.veth_driver {
-                    VethDriver::AfXdp => PortKind::AfXdp { interface },
-                    VethDriver::AfPacket => PortKind::AfPacket { interface },
-                },
-                ip: Cidr { ip: ip(at, poller), prefix: 16 },
-                gateway: None,
-                mtu_bytes: 1500,
-                poller: Some(poller),
-                vlan: None,
-                mac: None,
-            }
-        });
-        let others = all.iter().enumerate().filter(|(other, _)| *other != at);
-        let peers = others.map(|(other, peer)| {
-            let paths = pairs(pollers).map(|(mine, theirs)| PeerPath {
-                poller: Some(mine),
-                peer_poller: Some(theirs),
-                port: format!("net{mine}"),
-                ip: ip(other, theirs),
-                mac: None,
-            });
-            self.peer(peer, paths.collect())
-        });
-        (ports.collect(), peers.collect())
-    }
-
-    fn peer(&self, who: &Who, paths: Vec<PeerPath>) -> Peer {
-        Peer {
-            id: who.id,
-            name: who.name.clone(),
-            site: who.site(),
-            role: who.role,
-            pollers: self.shape.pollers,
-            founder: who.founder,
-            paths,
+    /// A volume that all primary movers offer where all reach it, and the next of them otherwise.
+    fn unreplicated(&self, index: usize, primaries: &[&String]) -> Unreplicated {
+        let name = format!("u{}", index + 1);
+        let uuid = Uuid::derive(NQN, &name);
+        let shape = self.shape;
+        let place = usize::from(shape.volumes) + index;
+        let only = || Some(primaries[index % primaries.len()].clone());
+        let (base, mover) = match shape.base() {
+            Base::File => (self.file(self.image("unreplicated", &name)), only()),
+            Base::Malloc => (Disk::Malloc, only()),
+            Base::Array => (self.remote(Role::Primary, place), None),
+        };
+        Unreplicated {
+            nsid: place as u32 + 1,
+            nguid: Nguid::from(uuid),
+            block_bytes: mover.is_some().then_some(shape.block_bytes),
+            size_mib: (base == Disk::Malloc).then_some(shape.volume_mib),
+            mover,
+            base,
+            uuid,
+            name,
         }
     }
 }
@@ -536,15 +505,6 @@ fn site_name(site: Role) -> &'static str {
 /// Address of mover `at` towards hosts, in a lab of namespaces.
 fn host_ip(at: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 78, 0, at as u8 + 1)
-}
-
-fn pairs(pollers: u8) -> impl Iterator<Item = (u8, u8)> {
-    (0..pollers).flat_map(move |a| (0..pollers).map(move |b| (a, b)))
-}
-
-/// Numbers the pairs (0,1) (0,2) (1,2) (0,3) ... without gaps.
-fn pair_index(low: usize, high: usize) -> usize {
-    high * (high - 1) / 2 + low
 }
 
 fn period_ms(period: Duration) -> u64 {

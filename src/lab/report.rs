@@ -9,6 +9,7 @@ use super::LabError;
 use super::faults::Kind;
 use super::options::RunOptions;
 use super::stalls::{self, Stalls};
+use super::unreplicated::Unreplicated;
 use super::verdict::{CheckResult, Equality};
 use super::watch::Sample;
 use super::writer::{Outcome, Paths};
@@ -76,6 +77,9 @@ pub struct Report {
     pub stalls: BTreeMap<Kind, Stalls>,
     /// How often a mover ended because the others had excluded it, and was started again.
     pub exclusions: u64,
+    /// What was found of the volumes that are not replicated; absent where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreplicated: Option<Unreplicated>,
     /// Paths that the client lost, and commands that it sent again without an error.
     pub paths: Paths,
     /// Every check of the secondary's images.
@@ -142,6 +146,8 @@ pub struct Findings {
     pub faults: Vec<FaultResult>,
     /// Movers that were excluded and started again.
     pub exclusions: u64,
+    /// What was found of the volumes that are not replicated.
+    pub unreplicated: Option<Unreplicated>,
     /// Sets closed.
     pub sets_formed: u64,
     /// Sets applied.
@@ -185,6 +191,12 @@ impl Report {
         problem(unfinished > 0, format!("{unfinished} writes were never answered"));
         let wrong_reads = outcome.stale_reads + outcome.corrupt_reads;
         problem(wrong_reads > 0, format!("{wrong_reads} reads returned old or damaged data"));
+        if let Some(unreplicated) = &findings.unreplicated {
+            let wrong = unreplicated.mismatches;
+            problem(wrong > 0, format!("{wrong} blocks of unreplicated volumes are wrong"));
+            let finished = unreplicated.verified || wrong > 0;
+            problem(!finished, "commands to unreplicated volumes ended wrong".to_owned());
+        }
         Self {
             passed: problems.is_empty(),
             problems,
@@ -219,6 +231,7 @@ impl Report {
             moves: of_kind(&findings.faults, &[Kind::Drain, Kind::Move, Kind::Join]),
             cuts: of_kind(&findings.faults, &[Kind::Partition, Kind::Mute, Kind::Deafen]),
             exclusions: findings.exclusions,
+            unreplicated: findings.unreplicated,
             checks: findings.checks,
             warnings: findings.warnings,
             directory: None,
@@ -309,6 +322,11 @@ impl Report {
             row("hold at boundaries", spread(&self.boundary_hold_us, 1.0)),
             row("write latency", spread(&self.write_latency_us, 1.0)),
         ];
+        if let Some(unreplicated) = &self.unreplicated {
+            let Unreplicated { volumes, blocks_compared, .. } = unreplicated;
+            let value = format!("{volumes} volumes, {blocks_compared} blocks read and compared");
+            rows.push(must("unreplicated", value, unreplicated.verified));
+        }
         let Paths { lost, connected_again, retries } = self.paths;
         if lost + retries > 0 {
             let value = format!(
@@ -393,6 +411,7 @@ pub(super) mod tests {
             checks: vec![],
             faults: vec![],
             exclusions: 0,
+            unreplicated: None,
             sets_formed: 100,
             sets_applied: 100,
             bytes_replicated: 5_000_000,

@@ -13,6 +13,7 @@ use super::interrupt::Interrupt;
 use super::options::RunOptions;
 use super::report::{FaultResult, Findings, Report};
 use super::stalls;
+use super::unreplicated::{Unreplicated, Verifier};
 use super::verdict::{self, CheckResult, Equality};
 use super::watch::{self, Watch};
 use super::writer::{self, Outcome, Writer};
@@ -91,6 +92,7 @@ fn drive(
         cluster.all_names().iter().map(|name| cluster.status(name)).collect();
     let warnings = crate::cli::warnings(&statuses?);
     let mut writer = Writer::start(cluster, options, seed)?;
+    let verifier = Verifier::start(cluster, seed)?;
     begin(&mut writer, interrupt, &bar)?;
     let mut run = Run {
         cluster,
@@ -98,6 +100,7 @@ fn drive(
         interrupt,
         bar: &bar,
         watch: Watch::start(Instant::now()),
+        verifier,
         faults: faults.into(),
         done: Vec::new(),
         checks: Vec::new(),
@@ -105,9 +108,11 @@ fn drive(
     run.write(&mut writer)?;
     bar.set_message("waiting for the last acknowledgements");
     let outcome = writer.finish()?;
+    bar.set_message("reading unreplicated volumes back");
+    let unreplicated = run.verifier.as_mut().map(Verifier::finish).transpose()?;
     run.settle()?;
     bar.set_message("comparing");
-    let findings = run.conclude(&writer, outcome, seed, warnings)?;
+    let findings = run.conclude(&writer, outcome, unreplicated, seed, warnings)?;
     bar.finish_and_clear();
     Ok(Report::new(findings))
 }
@@ -133,6 +138,7 @@ pub(super) struct Run<'a> {
     interrupt: &'a Interrupt,
     bar: &'a ProgressBar,
     pub(super) watch: Watch,
+    verifier: Option<Verifier>,
     faults: VecDeque<Fault>,
     done: Vec<Done>,
     checks: Vec<CheckResult>,
@@ -154,6 +160,7 @@ impl Run<'_> {
             }
             self.cluster.check_running()?;
             writer.check()?;
+            self.verifier.as_mut().map_or(Ok(()), Verifier::check)?;
             if now >= next_sample {
                 self.sample(writer);
                 next_sample = now + watch::EVERY;
@@ -281,6 +288,7 @@ impl Run<'_> {
         mut self,
         writer: &Writer,
         outcome: Outcome,
+        unreplicated: Option<Unreplicated>,
         seed: u64,
         warnings: Vec<String>,
     ) -> Result<Findings, LabError> {
@@ -325,6 +333,7 @@ impl Run<'_> {
             boundary_hold_ns: totals.hold_ns,
             recovery_point_us: Summary::from(self.watch.recovery_points_us()),
             samples: self.watch.samples().to_vec(),
+            unreplicated,
             warnings,
             trouble,
             outcome,

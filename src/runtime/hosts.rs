@@ -5,7 +5,9 @@
 //! host takes all movers for one subsystem. Every mover offers every volume. Each volume is an ANA group
 //! of its own, whose state tells hosts how good the path through this mover is: optimized where the
 //! mover is responsible for the volume, non-optimized elsewhere, where its commands take the detour
-//! through the responsible one. Made and changed on the app thread; pollers serve the connections.
+//! through the responsible one. Volumes that are not replicated stand beside them as namespaces straight
+//! over their bases, optimized at each mover that offers them (G11). Made and changed on the app thread;
+//! pollers serve the connections.
 
 use std::net::SocketAddr;
 
@@ -136,7 +138,7 @@ impl Hosts {
             nqn: group.nqn.clone(),
             serial: group.serial.clone(),
             model: "setline".to_owned(),
-            max_namespaces: group.volumes.iter().map(|volume| volume.nsid).max().unwrap_or(1),
+            max_namespaces: nsids(group).max().unwrap_or(1),
             cntlids: cntlids(mover),
             ana_reporting: true,
         })?;
@@ -149,6 +151,19 @@ impl Hosts {
                 nguid: volume.nguid.0,
                 uuid: volume.uuid.0,
                 // One group per volume: responsibility, and with it the best path, moves by volume.
+                ana_group: volume.nsid,
+            })?;
+        }
+        for volume in &group.unreplicated {
+            // Where only another mover offers it, it is no namespace of this path: a host that has lost
+            // the way there then fails its commands in the end instead of keeping them for ever.
+            let Some(bdev) = volumes.unreplicated_name(&volume.uuid) else { continue };
+            subsystem.add_namespace(&NamespaceConfig {
+                bdev: bdev.to_owned(),
+                nsid: volume.nsid,
+                nguid: volume.nguid.0,
+                uuid: volume.uuid.0,
+                // Its path is as good by every mover that offers it: straight to its base.
                 ana_group: volume.nsid,
             })?;
         }
@@ -224,6 +239,12 @@ fn addresses(mover: &Mover, group: &Group) -> Vec<Address> {
         Listener::Tcp { address, port } => Address::Tcp(SocketAddr::new(*address, *port)),
     };
     mover.listeners.iter().map(address).collect()
+}
+
+/// The namespace ids of all volumes in a group's subsystem.
+fn nsids(group: &Group) -> impl Iterator<Item = u32> {
+    let pairs = group.volumes.iter().map(|volume| volume.nsid);
+    pairs.chain(group.unreplicated.iter().map(|volume| volume.nsid))
 }
 
 /// This mover's share of the controller ids: movers of one subsystem give out different ones.

@@ -244,6 +244,7 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Mover)) -> Result<Outcome, Launch
         pollers: to_pollers,
         reports: from_pollers,
         fencing: volumes.fencing(),
+        unreplicated: volumes.unreplicated_sizes(),
         cluster,
         times,
     });

@@ -73,7 +73,7 @@ impl Network {
             let queues = if port.poller.is_some() { 1 } else { plan.pollers.len() as u16 };
             let spec = PortSpec {
                 name: port.name.clone(),
-                kind: kind(&port.kind),
+                kind: kind(mover, port),
                 queues,
                 mtu_bytes: port.mtu_bytes,
                 mac: port.mac.map(|mac| Mac(mac.0)),
@@ -205,8 +205,8 @@ fn link_config(mover: &Mover, port: &config::Port) -> LinkConfig {
     }
 }
 
-fn kind(kind: &PortKind) -> Kind {
-    match kind {
+fn kind(mover: &Mover, port: &config::Port) -> Kind {
+    match &port.kind {
         PortKind::Pci { pci_address } => Kind::Pci(pci_address.clone()),
         PortKind::Memif { socket, memif_role, memif_id } => Kind::Memif {
             socket: socket.clone(),
@@ -216,7 +216,11 @@ fn kind(kind: &PortKind) -> Kind {
             },
             id: *memif_id,
         },
-        PortKind::AfXdp { interface } => Kind::AfXdp(interface.clone()),
+        PortKind::AfXdp { interface } => {
+            let file = format!("{}.bpf.o", port.name);
+            let steer = port.shared.then(|| mover.mover.run_dir.join(file));
+            Kind::AfXdp { interface: interface.clone(), steer }
+        }
         PortKind::AfPacket { interface } => Kind::AfPacket(interface.clone()),
         PortKind::Ring { ring } => Kind::Ring(ring.clone()),
     }

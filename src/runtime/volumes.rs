@@ -14,6 +14,7 @@ use super::parts::{JournalParts, TapOwner, VolumeParts};
 use super::plan::{HOST_PAYLOAD_BYTES_MAX, Plan, PollerPlan, fixed_because};
 use crate::config::{Disk, FileEngine, Mover, Role, Uuid, Volume};
 use crate::control::model;
+use crate::control::unreplicated::BaseSize;
 use crate::proto::membership::SiteRecord;
 use crate::proto::types::{MoverId, Nanos, VolumeId};
 use crate::spdk::address::Address;
@@ -100,6 +101,9 @@ pub struct Volumes {
     /// The taps by the index that their commands carry, with their volumes: this mover's own, and
     /// those of other primary movers, so that hosts find every volume here (P3).
     taps: Vec<(TapVolume, VolumeId)>,
+    /// The block devices of volumes that are not replicated and that this mover offers, by UUID: hosts
+    /// have them as they are, and pollers know nothing of them (G11).
+    unreplicated: BTreeMap<Uuid, (String, Geometry)>,
     journal: Option<(String, Geometry)>,
     fence: Fence,
 }
@@ -127,7 +131,13 @@ impl Volumes {
         let host = host_identity(mover);
         let fence = Fence::new(MoverId(mover.mover.id), incarnation, host.id);
         let mut opener = Opener { subsystems, host, controllers: BTreeMap::new() };
-        let mut volumes = Self { bdevs: BTreeMap::new(), taps: Vec::new(), journal: None, fence };
+        let mut volumes = Self {
+            bdevs: BTreeMap::new(),
+            taps: Vec::new(),
+            unreplicated: BTreeMap::new(),
+            journal: None,
+            fence,
+        };
         let at_primary = mover.mover.role == Role::Primary;
         // A volume that can change its mover is the same at each of them, so that a host which takes
         // another path finds what it was told: no mover can compare and write at once for another.
@@ -174,6 +184,18 @@ impl Volumes {
                 volumes.fence.open(id, bdev, nsid, &mut *pump)?;
             }
             volumes.bdevs.insert(id, bdev);
+        }
+        for (group, volume) in mover.unreplicated_here() {
+            let need = Need {
+                what: format!("unreplicated volume {}/{}", group.name, volume.name),
+                block_bytes: volume.block_bytes,
+                bytes: volume.size_mib.unwrap_or(0) << 20,
+            };
+            let name = format!("unreplicated{}n{}", group.id, volume.nsid);
+            // No reservation is taken there: hosts write by any mover that reaches it.
+            if let Some(bdev) = opener.open(&name, &volume.base, &need, &mut *pump)? {
+                volumes.unreplicated.insert(volume.uuid, bdev);
+            }
         }
         if let Some(journal) = &mover.journal {
             let what = "the set journal".to_owned();
@@ -251,6 +273,22 @@ impl Volumes {
     #[must_use]
     pub fn tap_name(&self, id: VolumeId) -> Option<&str> {
         self.taps.iter().find(|(_, volume)| *volume == id).map(|(tap, _)| tap.name())
+    }
+
+    /// The name of the block device of the unreplicated volume with `uuid`, where this mover offers it.
+    #[must_use]
+    pub fn unreplicated_name(&self, uuid: &Uuid) -> Option<&str> {
+        self.unreplicated.get(uuid).map(|(name, _)| name.as_str())
+    }
+
+    /// The sizes of unreplicated volumes that this mover offers.
+    #[must_use]
+    pub fn unreplicated_sizes(&self) -> BTreeMap<Uuid, BaseSize> {
+        let size = |geometry: &Geometry| BaseSize {
+            block_bytes: geometry.block_bytes,
+            bytes: geometry.blocks * u64::from(geometry.block_bytes),
+        };
+        self.unreplicated.iter().map(|(uuid, (_, geometry))| (*uuid, size(geometry))).collect()
     }
 
     /// The volumes of one poller, in the order of its state machine's configuration. `record` is what

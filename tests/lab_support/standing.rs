@@ -53,8 +53,8 @@ impl Lab {
     }
 
     /// Closes the open set, waits until the second site has applied it, and takes the lab down;
-    /// then the images of both sites are equal.
-    pub(crate) fn ends_with_equal_sites(self) {
+    /// then the images of both sites are equal. Its files stay until it is dropped.
+    pub(crate) fn ends_with_equal_sites(&self) {
         let closed = self.ask(&["set", "close"])["id"].as_u64().unwrap();
         let until = Instant::now() + Duration::from_secs(60);
         let applied = |groups: &Value| {

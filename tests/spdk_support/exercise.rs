@@ -103,6 +103,12 @@ impl<'a> Host<'a> {
         data
     }
 
+    pub(crate) fn zeroes(&mut self, ns: &Namespace, lba: u64, blocks: u32) {
+        let ctx = self.ctx();
+        self.qpair.write_zeroes(ns, lba, blocks, ctx).unwrap();
+        assert_eq!(self.wait(ctx), NvmeStatus::SUCCESS);
+    }
+
     /// Sends everything that a host may send to `ns`, and checks each outcome.
     pub(crate) fn exercise(mut self, ns: &Namespace) {
         self.reads_back_what_it_wrote(ns);

@@ -4,6 +4,7 @@ use super::unique;
 use crate::config::limits::*;
 use crate::config::reader::Doc;
 use crate::config::types::{Disk, Group, MirrorPolicy, Mover, Role};
+use crate::config::unreplicated::Unreplicated;
 
 pub(super) fn check(doc: &Doc, mover: &Mover) {
     let groups = || mover.groups.iter().enumerate();
@@ -106,12 +107,15 @@ fn partners(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
 
 fn volumes(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
     let key = |index: usize, field: &str| format!("group[{at}].volume[{index}].{field}");
+    let plain_key = |index: usize, field: &str| unreplicated_key(at, index, field);
     let all = || group.volumes.iter().enumerate();
+    let plain = || group.unreplicated.iter().enumerate();
     if group.volumes.is_empty() && doc.sound(&[&format!("group[{at}].volume")]) {
         doc.error(&format!("group[{at}].volume"), "nothing", "at least one [[group.volume]]");
     }
-    if group.volumes.len() > VOLUMES_PER_GROUP_MAX {
-        let found = format!("{} volumes", group.volumes.len());
+    let count = group.volumes.len() + group.unreplicated.len();
+    if count > VOLUMES_PER_GROUP_MAX {
+        let found = format!("{count} volumes");
         doc.error(
             &format!("group[{at}].volume"),
             found,
@@ -121,12 +125,16 @@ fn volumes(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
     unique(
         doc,
         "a volume's name within its group",
-        all().map(|(i, v)| (key(i, "name"), &v.name, quoted(&v.name))),
+        all()
+            .map(|(i, v)| (key(i, "name"), &v.name, quoted(&v.name)))
+            .chain(plain().map(|(i, v)| (plain_key(i, "name"), &v.name, quoted(&v.name)))),
     );
     unique(
         doc,
         "a namespace id within its group",
-        all().map(|(i, v)| (key(i, "nsid"), v.nsid, v.nsid.to_string())),
+        all()
+            .map(|(i, v)| (key(i, "nsid"), v.nsid, v.nsid.to_string()))
+            .chain(plain().map(|(i, v)| (plain_key(i, "nsid"), v.nsid, v.nsid.to_string()))),
     );
     for (index, volume) in all() {
         let ends = [
@@ -170,12 +178,14 @@ fn volumes(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
             doc.error(&base, found, "any other kind: the copy must lie somewhere");
         }
     }
-    let volatile: Vec<&str> = group
-        .volumes
-        .iter()
-        .filter(|volume| volume.base.is_volatile() || volume.target.base.is_volatile())
-        .map(|volume| volume.name.as_str())
-        .collect();
+    for (index, volume) in plain() {
+        unreplicated(doc, mover, volume, &|field| plain_key(index, field));
+    }
+    let pairs = group.volumes.iter();
+    let pairs = pairs.filter(|v| v.base.is_volatile() || v.target.base.is_volatile());
+    let others = group.unreplicated.iter().filter(|volume| volume.base.is_volatile());
+    let volatile: Vec<&str> =
+        pairs.map(|v| v.name.as_str()).chain(others.map(|v| v.name.as_str())).collect();
     if !volatile.is_empty() {
         doc.warn(
             &format!("group[{at}].volume"),
@@ -185,8 +195,42 @@ fn volumes(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
     }
 }
 
+fn unreplicated_key(group: usize, index: usize, field: &str) -> String {
+    format!("group[{group}].unreplicated[{index}].{field}")
+}
+
+/// A volume that is not replicated is somewhere, and offered by movers that reach it (G11).
+fn unreplicated(doc: &Doc, mover: &Mover, volume: &Unreplicated, key: &dyn Fn(&str) -> String) {
+    let base = key("base.kind");
+    if !doc.sound(&[&base, &key("base")]) {
+        return;
+    }
+    if volume.base == Disk::None {
+        doc.error(&base, "an unreplicated volume without a disk", "any other kind");
+        return;
+    }
+    let at = key("mover");
+    let movers = || names_of(mover, Role::Primary);
+    match &volume.mover {
+        None if !volume.base.shared() && doc.sound(&[&at]) => {
+            let found = "nothing, and a base that one mover reaches";
+            doc.error(&at, found, format!("the primary mover that has it: {}", movers()));
+        }
+        Some(name) if mover.member(name).is_none_or(|member| member.role != Role::Primary) => {
+            doc.error(&at, quoted(name), format!("a mover of the primary site: {}", movers()));
+        }
+        _ => {}
+    }
+}
+
 /// What must be unique over all groups.
 fn identifiers(doc: &Doc, mover: &Mover) {
+    let plain = || {
+        mover.groups.iter().enumerate().flat_map(|(at, group)| {
+            let volumes = group.unreplicated.iter().enumerate();
+            volumes.map(move |(index, volume)| (at, index, volume))
+        })
+    };
     let all = || {
         mover.groups.iter().enumerate().flat_map(|(at, group)| {
             let volumes = group.volumes.iter().enumerate();
@@ -204,6 +248,9 @@ fn identifiers(doc: &Doc, mover: &Mover) {
         "a UUID",
         all()
             .map(|(key, volume)| (format!("{key}.uuid"), volume.uuid, volume.uuid.to_string()))
+            .chain(plain().map(|(at, index, v)| {
+                (unreplicated_key(at, index, "uuid"), v.uuid, v.uuid.to_string())
+            }))
             .filter(|(key, ..)| doc.has(key)),
     );
     unique(
@@ -211,6 +258,9 @@ fn identifiers(doc: &Doc, mover: &Mover) {
         "an NGUID",
         all()
             .map(|(key, volume)| (format!("{key}.nguid"), volume.nguid, volume.nguid.to_string()))
+            .chain(plain().map(|(at, index, v)| {
+                (unreplicated_key(at, index, "nguid"), v.nguid, v.nguid.to_string())
+            }))
             .filter(|(key, ..)| doc.has(key)),
     );
 }
@@ -231,6 +281,19 @@ fn disks(doc: &Doc, mover: &Mover) {
             let key = format!("group[{at}].volume[{index}]");
             add(format!("{key}.base"), &volume.mover, &volume.base);
             add(format!("{key}.target.base"), &volume.target.mover, &volume.target.base);
+        }
+        for (index, volume) in group.unreplicated.iter().enumerate() {
+            let movers = mover.members_of(Role::Primary).into_iter().map(|member| member.name);
+            let mut movers = movers.filter(|name| volume.is_offered_by(name));
+            let key = unreplicated_key(at, index, "base");
+            // A remote namespace is one place, whoever uses it; a local path is one at each mover.
+            let owners = match volume.base {
+                Disk::NvmeTcp { .. } => movers.next().into_iter().collect(),
+                _ => movers.collect::<Vec<_>>(),
+            };
+            for owner in owners {
+                add(key.clone(), owner, &volume.base);
+            }
         }
     }
     unique(doc, "a disk", places);

@@ -24,6 +24,7 @@ pub(super) fn check(doc: &Doc, mover: &Mover) {
     cluster(doc, mover);
     clock(doc, mover);
     network::check(doc, mover);
+    super::traffic::check(doc, mover);
     groups::check(doc, mover);
     founders(doc, mover);
 }

@@ -12,6 +12,7 @@ use crate::control::cluster::SiteRecord;
 use crate::control::model::{ApiError, ErrorCode, EventLevel, MemberLoad, Move, PinInfo};
 use crate::control::model::{AssignmentInfo, Wish};
 use crate::control::stop::Stopping;
+use crate::control::unreplicated;
 use crate::proto::assignment::{Assignment, Policy};
 use crate::proto::membership::Change;
 use crate::proto::message::VolumeFacts;
@@ -262,6 +263,11 @@ impl Driver {
         let refused = |message: String, advice: &str| {
             Err(ApiError::new(ErrorCode::Refused, message, advice.to_owned()))
         };
+        if let Wish::Place { volume, .. } = wish
+            && let Some(error) = unreplicated::refusal(&self.mover, volume)
+        {
+            return Err(error);
+        }
         if let Some(fixed) = self.cluster.fixed() {
             let message = format!("responsibility never moves at this site: {fixed}");
             return refused(message, "see docs/operations.md, Membership");
@@ -284,6 +290,9 @@ impl Driver {
             Wish::Drain { on: false, mover } => member(mover).map(|_| ()),
             Wish::Drain { mover, on: true } | Wish::Remove { mover } => {
                 let id = member(mover)?;
+                if let Some(error) = self.keeps_unreplicated(mover) {
+                    return Err(error);
+                }
                 let stay =
                     record.members.keys().filter(|m| **m != id && !record.draining.contains(m));
                 if stay.count() == 0 {

@@ -16,6 +16,7 @@ mod excluded;
 mod lost;
 mod membership;
 mod stopping;
+mod unreplicated;
 
 const G: GroupId = GroupId(1);
 const UNIX_NS: u64 = 1_800_000_000_000_000_000;
@@ -99,6 +100,7 @@ impl Bench {
             pollers: vec![to],
             reports: from,
             fencing: BTreeMap::new(),
+            unreplicated: BTreeMap::new(),
             cluster,
             times: Sources::default(),
         });

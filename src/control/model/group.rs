@@ -85,6 +85,9 @@ pub struct GroupStatus {
     pub backlog_bytes: u64,
     /// Sets not yet confirmed (primary) or not yet applied (secondary).
     pub backlog_sets: u64,
+    /// Names of volumes in its subsystem that are not replicated (G11): nothing here is about them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unreplicated: Vec<String>,
     /// What was done since this mover started.
     pub totals: GroupTotals,
     /// Hold of acknowledgements at boundaries, nanoseconds.
@@ -166,20 +169,25 @@ pub struct GroupTotals {
     pub sets_applied: u64,
 }
 
-/// A volume pair.
+/// A volume pair, or a volume that is not replicated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeInfo {
     /// Its group.
     pub group: String,
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// Whether it is replicated (G11). What follows of numbers, updates and targets is 0 or empty
+    /// otherwise.
+    #[serde(default = "yes")]
+    pub replicated: bool,
+    /// Its number; 0 when it is not replicated.
     pub id: u32,
     /// Namespace id.
     pub nsid: u32,
-    /// Block size, bytes.
+    /// Block size, bytes; 0 while this mover does not know it: the base of a volume that is not replicated
+    /// is not open here.
     pub block_bytes: u32,
-    /// Size, MiB.
+    /// Size, MiB; the same.
     pub size_mib: u64,
     /// Namespace UUID.
     pub uuid: String,
@@ -187,7 +195,7 @@ pub struct VolumeInfo {
     pub nguid: String,
     /// Where the primary's data lies, in words.
     pub base: String,
-    /// Responsible mover.
+    /// Responsible mover. When it is not replicated: the only mover that offers it, empty when all do.
     pub mover: String,
     /// Its poller.
     pub poller: u8,
@@ -209,6 +217,11 @@ pub struct VolumeInfo {
     /// The same of `target_base`.
     #[serde(default)]
     pub target_fencing: Option<Fencing>,
+}
+
+/// What volumes were before some were not replicated.
+const fn yes() -> bool {
+    true
 }
 
 /// How a base is kept from other movers (G13).

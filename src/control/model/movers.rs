@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Role;
+use crate::config::{Role, Traffic};
 
 /// A mover, as another sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,9 @@ pub struct MoverInfo {
     pub pollers: u8,
     /// Whether it is the mover that answers.
     pub this: bool,
+    /// Whether hosts come to it by paths of their own (G9), of the mover that answers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic: Option<Traffic>,
     /// Whether it coordinates its site.
     pub coordinator: bool,
     /// Whether all links to it are up.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Fault, FaultError, Kind, NONE, Names, Random, STORES, survivable};
-use crate::lab::options::{Network, RunOptions, Transport};
+use crate::lab::options::{RunOptions, Transport};
 
 /// Longest pause before an event, milliseconds.
 const REST_MS_MAX: u64 = 1_500;
@@ -38,7 +38,7 @@ pub(super) fn draw(
         survivable(&options.shape, names, name, "--events", &[])?;
     }
     let tcp = options.shape.transport() == Transport::Tcp;
-    let veth = options.shape.network() == Network::Veth;
+    let veth = options.shape.can_cut();
     let allowed = |kind| match kind {
         // Over vfio-user a host cannot tell a stopped mover from a slow one.
         Kind::Pause => tcp,

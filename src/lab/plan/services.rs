@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use super::{Builder, HUB_HOST_IP, NVME_TCP_PORT, PlannedVolume, site_name};
+use super::{Builder, HUB_HOST_IP, NVME_TCP_PORT, PlannedUnreplicated, PlannedVolume, site_name};
 use crate::config::{Cluster, ClusterStoreKind, Disk, Role};
 use crate::lab::array::{Array, Subsystem};
 use crate::lab::etcd::Etcd;
@@ -30,13 +30,17 @@ impl Builder<'_> {
         }
     }
 
-    pub(super) fn services(&self, volumes: &[PlannedVolume]) -> Vec<PlannedService> {
+    pub(super) fn services(
+        &self,
+        volumes: &[PlannedVolume],
+        unreplicated: &[PlannedUnreplicated],
+    ) -> Vec<PlannedService> {
         let mut services = Vec::new();
         if self.shape.store() == Store::Etcd {
             services.extend(SITES.map(|site| self.service(Kind::Etcd(self.etcd(site)))));
         }
         if self.shape.base() == Base::Array {
-            services.push(self.service(self.array(volumes)));
+            services.push(self.service(self.array(volumes, unreplicated)));
         }
         services
     }
@@ -85,18 +89,18 @@ impl Builder<'_> {
         }
     }
 
-    fn array(&self, volumes: &[PlannedVolume]) -> Kind {
+    fn array(&self, volumes: &[PlannedVolume], unreplicated: &[PlannedUnreplicated]) -> Kind {
         let directory = self.directory.join("array");
         let subsystem = |site, file: &dyn Fn(&PlannedVolume) -> PathBuf| Subsystem {
             nqn: array_nqn(site).to_owned(),
             namespaces: volumes.iter().map(|v| (file(v), self.shape.block_bytes)).collect(),
         };
+        let mut here = subsystem(Role::Primary, &|v| self.image("primary", &v.name));
+        let others = unreplicated.iter().filter_map(|volume| volume.file.clone());
+        here.namespaces.extend(others.map(|file| (file, self.shape.block_bytes)));
         let array = Array {
             address: self.array_address(),
-            subsystems: vec![
-                subsystem(Role::Primary, &|v| self.image("primary", &v.name)),
-                subsystem(Role::Secondary, &|v| v.secondary.clone()),
-            ],
+            subsystems: vec![here, subsystem(Role::Secondary, &|v| v.secondary.clone())],
             file: directory.join("array.json"),
             socket: directory.join("array.sock"),
         };

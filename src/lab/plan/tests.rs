@@ -1,4 +1,6 @@
+use super::ports::pair_index;
 use super::*;
+use crate::config;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -48,6 +50,11 @@ fn every_shape_makes_configurations_that_agree() {
         "--network veth",
         "--network veth --veth-driver af-packet --transport tcp --pollers 2 --arena-mib 128",
         "--base array --store etcd",
+        "--unreplicated 3",
+        "--unreplicated 2 --base array --block-bytes 512",
+        "--unreplicated 1 --base malloc",
+        "--traffic shared",
+        "--traffic shared --veth-driver af-packet --pollers 2 --arena-mib 128",
         "--network veth --store etcd",
         "--base array --network veth --block-bytes 512",
         "--transport tcp --base malloc --block-bytes 512 --engine uring --idle spin",
@@ -91,6 +98,34 @@ fn files_have_the_volumes_size_and_malloc_has_none_at_the_primary() {
     assert_eq!(images.count(), 4);
     let malloc = planned("--volumes 2 --volume-mib 16 --base malloc");
     assert!(malloc.volumes.iter().all(|volume| volume.primary.is_none()));
+}
+
+#[test]
+fn unreplicated_volumes_come_after_the_pairs_and_have_no_target() {
+    let plan = planned("--volumes 2 --unreplicated 4");
+    let group = &plan.movers[0].config.groups[0];
+    assert_eq!(group.volumes.len(), 2);
+    let places: Vec<_> =
+        group.unreplicated.iter().map(|volume| (volume.nsid, volume.mover.as_deref())).collect();
+    assert_eq!(places, [(3, Some("p1")), (4, Some("p2")), (5, Some("p3")), (6, Some("p1"))]);
+    let reached = planned("--volumes 2 --unreplicated 1 --base array");
+    assert_eq!(reached.movers[0].config.groups[0].unreplicated[0].mover, None, "all reach it");
+    assert_eq!(reached.files.iter().filter(|(_, bytes)| *bytes == 64 << 20).count(), 5);
+}
+
+#[test]
+fn hosts_and_movers_share_an_interface_only_where_the_kernel_has_it() {
+    let plan = planned("--traffic shared");
+    assert!(plan.veth.is_some_and(|veth| veth.shared));
+    let traffic = |at: usize| plan.movers[at].config.traffic();
+    assert_eq!(traffic(0), config::Traffic::Shared(vec!["net0".into()]));
+    assert_eq!(traffic(3), config::Traffic::NoHosts);
+    assert_eq!(planned("--network veth").movers[0].config.traffic(), config::Traffic::Separate);
+    for arguments in ["--traffic shared --network memif", "--traffic shared --transport vfio-user"]
+    {
+        let error = super::plan(&shape(arguments), Path::new("/dev/shm/x"), &machine());
+        assert!(matches!(error, Err(PlanError::Traffic)), "{arguments}");
+    }
 }
 
 #[test]
