@@ -57,6 +57,8 @@ pub(super) struct Buffers {
 /// Bytes of a small buffer: frame header, packet header, update header, and room to spare for
 /// short payloads.
 pub(super) const SMALL_BYTES: u16 = 512;
+/// Long buffers of a queue where others are small: what is copied and long is messages, and few.
+pub(super) const LONG_PACKETS: u32 = 256;
 
 /// Frames that one burst takes in or sends.
 pub(super) const BURST: usize = 32;
@@ -163,7 +165,7 @@ const MEMIF_DESCRIPTORS: u16 = 512;
 pub(super) const RING_DESCRIPTORS: u16 = 1024;
 
 /// Bytes of the longest frame with an 802.1Q tag, rounded up.
-const fn frame_bytes(mtu: u16) -> u16 {
+pub(super) const fn frame_bytes(mtu: u16) -> u16 {
     (mtu + 14 + 4).next_multiple_of(64)
 }
 

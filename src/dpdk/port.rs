@@ -3,7 +3,7 @@
 use super::error::{DpdkError, check, text};
 use super::gate::{Gate, wait_for_pollers};
 use super::interrupt::on_interrupt_thread;
-use super::kind::{Kind, MemifRole};
+use super::kind::{Kind, LONG_PACKETS, MemifRole, SMALL_BYTES, frame_bytes};
 use super::memif::{Client, Served};
 use super::neighbours::{Neighbours, NextHop};
 use super::pool::Pool;
@@ -78,6 +78,7 @@ pub(super) struct Shared {
     device: Device,
     receive: Pool,
     headers: Option<Pool>,
+    long: Option<Pool>,
     references: Pool,
 }
 
@@ -210,6 +211,13 @@ impl Shared {
         self.headers.as_ref().unwrap_or(&self.receive)
     }
 
+    /// Buffers for what is copied and is too long for one of [`Self::header_pool`]; none where those hold
+    /// whole frames.
+    #[inline]
+    pub(super) const fn long_pool(&self) -> Option<&Pool> {
+        self.long.as_ref()
+    }
+
     #[inline]
     pub(super) const fn reference_pool(&self) -> &Pool {
         &self.references
@@ -302,10 +310,13 @@ fn start(
         };
         let receive = pool("r", buffers.receive_packets, buffers.receive_bytes)?;
         let headers = if buffers.own_headers {
-            Some(pool("h", buffers.header_packets, super::kind::SMALL_BYTES)?)
+            Some(pool("h", buffers.header_packets, SMALL_BYTES)?)
         } else {
             None
         };
+        let small = buffers.own_headers || buffers.receive_bytes <= SMALL_BYTES;
+        let long =
+            if small { Some(pool("l", LONG_PACKETS, frame_bytes(spec.mtu_bytes))?) } else { None };
         // As many as a device may hold, and as wait for it.
         let references = pool("x", u32::from(buffers.descriptors) + 1024, 0)?;
         set_up_queues(spec, id, buffers.descriptors, &receive)?;
@@ -318,9 +329,9 @@ fn start(
             Err(error) => return Err(error),
         };
         let mac = address(spec, id, network.ip)?;
-        Ok((chains, running, receive, headers, references, mac))
+        Ok((chains, running, receive, (headers, long), references, mac))
     };
-    let (chains, running, receive, headers, references, mac) = match made() {
+    let (chains, running, receive, (headers, long), references, mac) = match made() {
         Ok(made) => made,
         Err(error) => return Err((error, device)),
     };
@@ -338,6 +349,7 @@ fn start(
         device,
         receive,
         headers,
+        long,
         references,
     })
 }

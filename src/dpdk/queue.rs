@@ -3,7 +3,7 @@
 use super::external::{Counts, External, Ticket};
 use super::frame::{Received, split};
 use super::gate::Gate;
-use super::kind::BURST;
+use super::kind::{BURST, SMALL_BYTES};
 use super::mbuf;
 use super::neighbours::{Known, Neighbours};
 use super::pool::Pool;
@@ -135,6 +135,7 @@ pub struct Queue {
     filled_to: usize,
     stuck: u32,
     headers: AtHand,
+    long: AtHand,
     references: AtHand,
     counts: Counts,
     counters: QueueCounters,
@@ -161,6 +162,7 @@ impl Queue {
             filled_to: 0,
             stuck: 0,
             headers: AtHand::EMPTY,
+            long: AtHand::EMPTY,
             references: AtHand::EMPTY,
             counts: Counts::new(COUNTS),
             counters: QueueCounters::default(),
@@ -376,7 +378,13 @@ impl Queue {
         }
         let copied = external.filter(|e| !self.port.chains || e.len() <= COPY_BYTES_MAX);
         let referred = external.filter(|_| copied.is_none());
-        let Some(head) = self.headers.take(self.port.header_pool()) else {
+        let here = inline.len() + copied.as_ref().map_or(0, External::len);
+        let fits = FRAME_HEADER_BYTES_MAX + PACKET_HEADER_BYTES + here <= usize::from(SMALL_BYTES);
+        let head = match self.port.long_pool() {
+            Some(pool) if !fits => self.long.take(pool),
+            _ => self.headers.take(self.port.header_pool()),
+        };
+        let Some(head) = head else {
             self.counters.full += 1;
             return Err(PushError::Full);
         };
@@ -559,6 +567,7 @@ impl Drop for Queue {
         mbuf::free(&mut self.received[..self.held]);
         self.give_up();
         self.headers.give_back();
+        self.long.give_back();
         self.references.give_back();
     }
 }
