@@ -103,6 +103,7 @@ impl Mover {
             endpoints: vec![endpoint.to_owned()],
             lease_ms: 3_000,
             request_ms_max: 800,
+            spare: None,
         };
         let me = me(id, incarnation);
         let store = Box::new(EtcdStore::start(&config, me.clone()).unwrap());
@@ -227,7 +228,7 @@ fn a_record_of_another_version_is_told_and_not_used() {
     runtime.block_on(async {
         let mut client = etcd_client::Client::connect([&endpoint], None).await.unwrap();
         let known = record(1).to_json();
-        let text = known.replace("\"format\":3", "\"format\":9");
+        let text = known.replace("\"format\":4", "\"format\":9");
         assert_ne!(text, known);
         client.put("/setline/here/record", text, None).await.unwrap();
     });

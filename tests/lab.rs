@@ -117,6 +117,13 @@ fn one_mover_is_killed_another_one_joins_and_a_third_is_drained() {
 }
 
 #[test]
+fn a_spare_takes_over_what_a_killed_mover_had() {
+    let report = passes("--seconds 5 --silence 1s --rate 500 --spare p3 --kill p1@1s");
+    assert_eq!(report["stalls"]["kill-primary"]["faults"], 1, "{}", report["stalls"]);
+    assert_eq!(report["equality"]["by"], "bytes", "{}", report["equality"]);
+}
+
+#[test]
 fn a_mover_that_is_cut_off_both_ways_and_one_way() {
     let faults = "--partition p1@1s:3s --mute p2@2s:3s --deafen p3@3s:3s";
     let report = passes(&format!("--seconds 4 --silence 1s --rate 300 {faults}"));

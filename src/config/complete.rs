@@ -52,7 +52,9 @@ struct Spread {
 
 impl Spread {
     fn new(mover: &Mover, role: Role) -> Self {
-        let members = mover.founders_of(role);
+        let spare = mover.cluster.spare.as_deref();
+        let mut members = mover.founders_of(role);
+        members.retain(|member| Some(member.name) != spare);
         let movers = members.iter().map(|m| (m.name.to_owned(), m.pollers.max(1))).collect();
         Self { movers, next: 0, placed: BTreeMap::new() }
     }

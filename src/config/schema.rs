@@ -112,6 +112,7 @@ fn cluster(mut s: Section<'_>) -> Cluster {
         endpoints: s.list("endpoints", endpoint()).unwrap_or_default(),
         lease_ms: s.or("lease_ms", usual.lease_ms, int(2_000..=60_000)),
         request_ms_max: s.or("request_ms_max", usual.request_ms_max, int(50..=10_000)),
+        spare: s.may("spare", name()),
     };
     s.finish();
     cluster

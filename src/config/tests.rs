@@ -288,6 +288,8 @@ fn a_cluster_store_is_one_that_can_be_had() {
         ("store = \"etcd\"\nendpoints = [\"https://10.0.0.1:2379\"]", "https is not supported"),
         ("lease_ms = 2500", "etcd counts seconds"),
         ("request_ms_max = 1500", "a third of lease_ms"),
+        ("spare = \"p9\"", "a mover of the primary site: p1"),
+        ("spare = \"p1\"", "none, unless store = \"etcd\": nothing moves"),
     ] {
         let text = faults(&cluster(keys));
         assert!(text.contains(found), "{keys}: {text}");

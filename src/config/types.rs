@@ -177,6 +177,10 @@ pub struct Cluster {
     pub lease_ms: u32,
     /// How long one request to etcd may take, milliseconds.
     pub request_ms_max: u32,
+    /// Name of the primary mover that is responsible for nothing as long as the others are there, and takes
+    /// over all that one of them had when it fails (F5); they share it where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spare: Option<String>,
 }
 
 impl Default for Cluster {
@@ -186,6 +190,7 @@ impl Default for Cluster {
             endpoints: Vec::new(),
             lease_ms: 3_000,
             request_ms_max: 800,
+            spare: None,
         }
     }
 }

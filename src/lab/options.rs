@@ -73,6 +73,9 @@ pub struct Shape {
     /// leave.
     #[arg(long, value_enum)]
     pub store: Option<Store>,
+    /// The primary mover that takes over everything which another had that fails, and has nothing before.
+    #[arg(long, value_name = "NAME")]
+    pub spare: Option<String>,
     /// How long a mover may be silent before the others count it as failed.
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     #[serde(serialize_with = "as_ms", rename = "silence_ms")]
@@ -258,8 +261,8 @@ impl RunOptions {
         let listed = [&self.drain, &self.join].iter().any(|specs| !specs.is_empty());
         let stopped = cut || !self.pause.is_empty() || self.events > 0;
         let moved = self.move_random > 0 || self.drain_random > 0;
-        let fail = stopped || random || named || listed || moved;
         let shape = &mut self.shape;
+        let fail = stopped || random || named || listed || moved || shape.spare.is_some();
         shape.joining = self.join.len() as u16;
         shape.base.get_or_insert(if fail { Base::Array } else { Base::File });
         shape.store.get_or_insert(if fail { Store::Etcd } else { Store::Embedded });

@@ -93,6 +93,22 @@ fn cluster(doc: &Doc, mover: &Mover) {
         let found = cluster.lease_ms.to_string();
         doc.error("cluster.lease_ms", found, "a multiple of 1000: etcd counts seconds");
     }
+    if let Some(spare) = &cluster.spare
+        && doc.sound(&["cluster.spare", "cluster.store"])
+    {
+        let key = "cluster.spare";
+        let primaries = mover.members_of(Role::Primary);
+        let others = mover.founders_of(Role::Primary);
+        if !primaries.iter().any(|member| member.name == *spare) {
+            let names: Vec<&str> = primaries.iter().map(|member| member.name).collect();
+            let allowed = format!("a mover of the primary site: {}", names.join(", "));
+            doc.error(key, format!("{spare:?}"), allowed);
+        } else if !others.iter().any(|member| member.name != *spare) {
+            doc.error(key, format!("{spare:?}"), "another founder beside it: it is the only one");
+        } else if !etcd {
+            doc.error(key, format!("{spare:?}"), "none, unless store = \"etcd\": nothing moves");
+        }
+    }
     // A keep-alive that is late must leave time for another.
     let limit = cluster.lease_ms / 3;
     if doc.sound(&["cluster.lease_ms", "cluster.request_ms_max"]) && cluster.request_ms_max > limit

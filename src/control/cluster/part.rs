@@ -49,6 +49,8 @@ pub struct Part {
     pub(super) configured: SiteRecord,
     /// Groups, and how many copies each should have of an update.
     pub(super) copies: Vec<(GroupId, u8)>,
+    /// The mover that takes everything over (F5).
+    pub(super) spare: Option<MoverId>,
     endpoints: Vec<String>,
     /// Since when the store does not answer, Unix milliseconds; from the start on.
     unavailable_since_ms: Option<u64>,
@@ -88,6 +90,14 @@ pub fn configured(mover: &Mover) -> SiteRecord {
     SiteRecord::first(FIRST_EPOCH, FIRST_MAP.0, coordinator, members, owners.collect())
 }
 
+/// The mover that takes everything over which another of the site of `mover` had.
+#[must_use]
+pub fn spare(mover: &Mover) -> Option<MoverId> {
+    let name = mover.cluster.spare.as_deref()?;
+    let members = mover.members_of(mover.mover.role);
+    members.iter().find(|member| member.name == name).map(|member| MoverId(member.id))
+}
+
 impl Part {
     /// Begins to take part, in the life `incarnation` of `mover`. With etcd this waits for nothing;
     /// a file that a killed predecessor still has open is waited for, `limit` at most.
@@ -123,6 +133,7 @@ impl Part {
             Self::with(store, me, configured, mover.cluster.endpoints.clone(), fixed, unix_ms);
         let copies = mover.groups.iter().map(|group| (GroupId(group.id), group.copies));
         part.copies = copies.collect();
+        part.spare = spare(mover);
         Ok(part)
     }
 
@@ -142,6 +153,7 @@ impl Part {
             known: Known::default(),
             configured,
             copies: Vec::new(),
+            spare: None,
             endpoints,
             unavailable_since_ms,
             changing: None,

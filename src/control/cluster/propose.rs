@@ -128,7 +128,7 @@ impl Part {
         unix_ms: u64,
     ) -> bool {
         let (whole, copies) = (self.is_whole(), &self.copies[..]);
-        let change = Change { failed, joined: &[], whole, spare: None, copies };
+        let change = Change { failed, joined: &[], whole, spare: self.spare, copies };
         let Some(record) = self.record().filter(|_| self.may_change()) else { return false };
         let Some(next) = record.agreed().next(&change, pollers, |_| 1) else { return false };
         let names: Vec<String> = failed.iter().map(|id| self.name(*id)).collect();
@@ -320,6 +320,21 @@ mod tests {
         part.turn(3);
         assert!(part.is_whole());
         assert_eq!(part.to_wait_for(&[MoverId(2), MoverId(3)]), [MoverId(3)]);
+    }
+
+    #[test]
+    fn a_spare_takes_everything_over() {
+        let script = Script::default();
+        let mut part = site(&script, [Some(3); 3], 0);
+        for (spare, owner) in [(3, 3), (1, 1), (2, 3)] {
+            // One that fails itself stands in for nobody.
+            part.spare = Some(MoverId(spare));
+            assert!(part.exclude(&[MoverId(2)], "it is not heard", |_| 1, 77));
+            let swap = script.asked.lock().unwrap().remove(0);
+            assert_eq!(swap.record.owners[&VolumeId(2)].mover, MoverId(owner), "spare {spare}");
+            happens(&script, [Event::Swapped(swap.ticket, Err(ClusterError::Conflict))]);
+            part.turn(79);
+        }
     }
 
     #[test]

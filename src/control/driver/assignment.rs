@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use super::Driver;
-use crate::control::cluster::SiteRecord;
+use crate::config::Role;
+use crate::control::cluster::{SiteRecord, part};
 use crate::control::model::{ApiError, ErrorCode, EventLevel, MemberLoad, Move, PinInfo};
 use crate::control::model::{AssignmentInfo, Wish};
 use crate::control::stop::Stopping;
@@ -131,7 +132,8 @@ impl Driver {
         let removed: Vec<MoverId> = self.mover_id(mover).into_iter().collect();
         let pollers = |mover| self.plan.topology.pollers_of(mover);
         let whole = self.cluster.is_whole();
-        let change = Change { failed: &removed, joined: &[], whole, spare: None, copies: &[] };
+        let spare = part::spare(&self.mover);
+        let change = Change { failed: &removed, joined: &[], whole, spare, copies: &[] };
         let next = record.agreed().next(&change, pollers, |_| 1);
         let owners = next.map_or_else(Vec::new, |next| next.owners);
         let owners = owners.into_iter().map(|(volume, shard)| (volume, shard.mover));
@@ -142,24 +144,31 @@ impl Driver {
     }
 
     fn moves_by(&self, record: &SiteRecord) -> Vec<(VolumeId, MoverId)> {
-        let owners: Vec<(VolumeId, MoverId)> =
+        let mut owners: Vec<(VolumeId, MoverId)> =
             record.owners.iter().map(|(volume, shard)| (*volume, shard.mover)).collect();
-        let members: Vec<MoverId> = record.members.keys().copied().collect();
+        let mut members: Vec<MoverId> = record.members.keys().copied().collect();
+        let mut draining = record.draining.clone();
+        if let Some(spare) = part::spare(&self.mover) {
+            let founders = self.mover.founders_of(Role::Primary);
+            let all = founders.iter().all(|f| record.members.contains_key(&MoverId(f.id)));
+            if all && members.iter().any(|mover| *mover != spare && !draining.contains(mover)) {
+                // It stands in for nobody.
+                draining.insert(spare);
+            } else if !draining.contains(&spare) {
+                // What it took over stays there until that mover is back.
+                owners.retain(|(_, owner)| *owner != spare);
+                members.retain(|mover| *mover != spare);
+            }
+        }
         let assignment = Assignment {
             owners: &owners,
             members: &members,
-            draining: &record.draining,
+            draining: &draining,
             pinned: &record.pinned,
             policy: record.policy,
             hysteresis_percent: HYSTERESIS_PERCENT,
         };
-        let mut moves = assignment.moves(|volume| self.load_of(volume));
-        moves.retain(|(volume, _)| {
-            let group = self.volume_name(*volume).0;
-            let board = self.board.groups.iter().find(|board| Some(board.id) == group);
-            board.is_some_and(|board| board.resync.is_none())
-        });
-        moves
+        assignment.moves(|volume| self.load_of(volume))
     }
 
     fn load_of(&self, volume: VolumeId) -> u64 {

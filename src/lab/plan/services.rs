@@ -84,6 +84,7 @@ impl Builder<'_> {
             Store::Etcd => Cluster {
                 store: ClusterStoreKind::Etcd,
                 endpoints: vec![self.etcd(site).endpoint()],
+                spare: self.shape.spare.clone().filter(|_| site == Role::Primary),
                 ..Cluster::default()
             },
         }

@@ -24,8 +24,12 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
+        Self::of(mover("p1", 2))
+    }
+
+    fn of(mover: Mover) -> Self {
         let script = Script::default();
-        let (record, mover) = (first(), mover("p1", 2));
+        let record = first();
         let there = Event::Record(Revision(1), Some(record.clone()));
         let lives = alive(&[(1, 1, Some(1)), (2, 2, Some(1))]);
         happens(&script, [there, Event::Alive(lives), Event::Available]);
@@ -249,6 +253,17 @@ fn a_drained_member_is_left_by_its_volumes_and_then_leaves() {
     let left = site.proposed().last().cloned().unwrap();
     assert_eq!(left.excluded[&MoverId(2)].reason, "it was drained");
     assert!(left.members.keys().eq([&MoverId(1)]) && left.draining.is_empty());
+}
+
+#[test]
+fn a_spare_has_nothing_while_the_others_are_there() {
+    let mut mover = mover("p1", 2);
+    mover.cluster.spare = Some("p2".to_owned());
+    let mut site = Site::of(mover);
+    site.bench.run_ms(200);
+    let plan = site.proposed().first().and_then(|record| record.plan.clone()).expect("moves");
+    assert_eq!(plan.moves, [(VolumeId(2), ShardId::new(1, 0))]);
+    assert!(site.proposed()[0].draining.is_empty(), "it stays a member");
 }
 
 #[test]
