@@ -28,27 +28,51 @@ use std::time::{Duration, Instant};
 
 /// Memory of each poller.
 const ARENA_BYTES: usize = 256 << 20;
-/// The group, and its one volume.
+/// The group.
 const GROUP: GroupId = GroupId(1);
-const VOLUME: VolumeId = VolumeId(1);
 const EPOCH: Epoch = Epoch(1);
 const MTU: u16 = 9000;
 
 /// Memory that is used by one case after another.
 pub(crate) struct Memory {
-    arenas: [IoBuf; 2],
+    arenas: Vec<IoBuf>,
     lives: u64,
 }
 
 impl Memory {
-    pub(crate) fn new() -> Result<Self, String> {
-        let arena = || {
-            DmaBuf::new(ARENA_BYTES, SEGMENT_BYTES)
-                .map(DmaBuf::leak)
-                .map_err(|e| format!("{e}: {} MiB of hugepages for an arena", ARENA_BYTES >> 20))
-        };
-        Ok(Self { arenas: [arena()?, arena()?], lives: 0 })
+    pub(crate) const fn new() -> Self {
+        Self { arenas: Vec::new(), lives: 0 }
     }
+
+    /// The memory of so many movers.
+    fn arenas(&mut self, movers: usize) -> Result<&[IoBuf], String> {
+        while self.arenas.len() < movers {
+            let arena = DmaBuf::new(ARENA_BYTES, SEGMENT_BYTES).map_err(|error| {
+                format!("{error}: {} MiB of hugepages for an arena", ARENA_BYTES >> 20)
+            })?;
+            self.arenas.push(arena.leak());
+        }
+        Ok(&self.arenas)
+    }
+}
+
+/// A volume: the index of its tap, and its base block device.
+#[derive(Clone, Debug)]
+pub(crate) struct Volume {
+    pub(crate) tap: u32,
+    pub(crate) base: String,
+}
+
+/// What is started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup<'a> {
+    /// The way between the movers, the period, and who is responsible.
+    pub(crate) case: Case,
+    /// Movers: hosts write at the first; each update has two copies, or as many as there are movers.
+    pub(crate) movers: usize,
+    /// Core of the first mover's poller, and of all others'.
+    pub(crate) cores: [usize; 2],
+    pub(crate) volumes: &'a [Volume],
 }
 
 /// One running poller and the channels to it.
@@ -66,69 +90,75 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the case's movers on `cores`; `base` is the base block device of the one volume,
-    /// whose tap has index 0.
+    /// Starts the movers.
     pub(crate) fn start(
-        case: Case,
-        cores: [usize; 2],
-        base: &str,
+        setup: Setup<'_>,
         clock: Clock,
         memory: &mut Memory,
     ) -> Result<Self, String> {
-        let copies = if case == Case::Tap { 1 } else { 2 };
-        let movers: usize = copies;
+        let Setup { case, movers, cores, volumes } = setup;
         memory.lives += 1;
-        let mut ports = ports(case, memory.lives)?;
+        let lives = memory.lives;
+        let mut ports = ports(case, movers, lives)?;
         let mut members = Vec::new();
         for index in 0..movers {
             let (to_poller, requests) = bounded(64);
             let (reports, from_poller) = bounded(4096);
-            let me = shard(index);
             let mut queues = Vec::new();
             let mut links = Vec::new();
-            if movers > 1 {
+            for (place, (_, at, peer)) in
+                ends(movers).enumerate().filter(|(_, (of, _, _))| *of == index)
+            {
                 let queue =
-                    ports[index].queue(0, 0).ok_or("the port has no queue for the poller")?;
+                    ports[place].queue(0, 0).ok_or("the port has no queue for the poller")?;
                 let config = LinkConfig {
                     payload_bytes_max: queue.payload_bytes_max(),
                     ..LinkConfig::default()
                 };
-                let peer = shard(1 - index);
-                let address = address(1 - index);
                 queues.push(Some(Box::new(queue)));
-                let peer_epoch = PeerEpoch::Exactly(EPOCH);
-                links.push(LinkParts { peer, config, peer_epoch, port: 0, address });
+                links.push(LinkParts {
+                    peer: shard(peer),
+                    config,
+                    peer_epoch: PeerEpoch::Exactly(EPOCH),
+                    port: at,
+                    address: address(peer),
+                });
             }
+            let has_volumes = index == 0 || index == case.owner();
+            let here = index == case.owner();
             let parts = PollerParts {
-                shard: me,
+                shard: shard(index),
                 epoch: EPOCH,
                 enters: None,
                 other_site: Vec::new(),
-                core: Some(cores[index]),
-                idle: IdlePolicy::Spin,
+                core: Some(cores[index.min(1)]),
+                // Movers that share a core let one another have it.
+                idle: match movers {
+                    0..=2 => IdlePolicy::Spin,
+                    _ if index == 0 => IdlePolicy::Spin,
+                    _ => IdlePolicy::Yield { rounds: 0 },
+                },
                 clock,
-                machines: machines(case, index, copies as u8, movers),
-                arena: arena(memory.arenas[index], index, movers),
-                volumes: if index == 0 || index == case.owner() {
-                    let here = index == case.owner();
-                    let owner = (!here).then(|| shard(case.owner()));
-                    let bdev = here.then(|| base.into());
-                    vec![VolumeParts {
-                        id: VOLUME,
+                machines: machines(setup, index),
+                arena: arena(memory.arenas(movers)?[index], index, movers),
+                volumes: volumes
+                    .iter()
+                    .zip(1..)
+                    .filter(|_| has_volumes)
+                    .map(|(volume, id)| VolumeParts {
+                        id: VolumeId(id),
                         block_bytes: 4096,
                         timestamps: Timestamps::None,
-                        owner,
-                        bdev,
-                    }]
-                } else {
-                    Vec::new()
-                },
-                taps: vec![TapOwner::Here(0)],
+                        owner: (!here).then(|| shard(case.owner())),
+                        bdev: here.then(|| volume.base.clone()),
+                    })
+                    .collect(),
+                taps: taps(volumes),
                 queues,
                 links,
                 // Hosts only write.
                 remote: Vec::new(),
-                incarnation: Incarnation::new(memory.lives).ok_or("too many cases")?,
+                incarnation: Incarnation::new(lives).ok_or("too many cases")?,
                 hosts: None,
                 list: None,
                 times: Sources::default(),
@@ -252,37 +282,46 @@ fn address(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, index as u8 + 1)
 }
 
-fn ports(case: Case, life: u64) -> Result<Vec<Port>, String> {
-    if case == Case::Tap {
-        return Ok(Vec::new());
+/// The ends of the ways between the first mover and each other one: whose end, the index of the port
+/// there, and who is at the other end.
+fn ends(movers: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (1..movers).flat_map(|other| [(0, other - 1, other), (other, 0, 0)])
+}
+
+/// Serving each volume's tap. Taps of volumes that are not there get no commands.
+fn taps(volumes: &[Volume]) -> Vec<TapOwner> {
+    let count = volumes.iter().map(|volume| volume.tap + 1).max().unwrap_or(0);
+    let mut taps = vec![TapOwner::Here(0); count as usize];
+    for (volume, index) in volumes.iter().zip(0..) {
+        taps[volume.tap as usize] = TapOwner::Here(index);
     }
-    let kinds = if case == Case::MirrorMemif {
-        let name = format!("setline-bench-{}-{life}", std::process::id());
-        let socket = std::env::temp_dir().join(name);
-        let end = |role| Kind::Memif { socket: socket.clone(), role, id: 0 };
-        [end(MemifRole::Server), end(MemifRole::Client)]
-    } else {
-        let end = || Kind::Ring(format!("bench{life}"));
-        [end(), end()]
+    taps
+}
+
+fn ports(case: Case, movers: usize, life: u64) -> Result<Vec<Port>, String> {
+    let end = |(of, _, peer): (usize, usize, usize)| {
+        let way = of.max(peer);
+        let kind = if case == Case::MirrorMemif {
+            let name = format!("setline-bench-{}-{life}", std::process::id());
+            let socket = std::env::temp_dir().join(name);
+            let role = if of == 0 { MemifRole::Server } else { MemifRole::Client };
+            Kind::Memif { socket, role, id: 0 }
+        } else {
+            Kind::Ring(format!("bench{life}-{way}"))
+        };
+        let name = format!("bench{life}-{way}-{}", usize::from(of > 0));
+        let spec = PortSpec { name, kind, queues: 1, mtu_bytes: MTU, mac: None };
+        let network = Network {
+            ip: address(of),
+            prefix_len: 24,
+            gateway: None,
+            vlan: None,
+            udp_port: 4420,
+            peers: vec![NextHop { ip: address(peer), mac: None }],
+        };
+        Port::open(&spec, &network).map_err(|e| e.to_string())
     };
-    kinds
-        .into_iter()
-        .enumerate()
-        .map(|(index, kind)| {
-            let name = format!("bench{life}-{index}");
-            let spec = PortSpec { name, kind, queues: 1, mtu_bytes: MTU, mac: None };
-            let peer = NextHop { ip: address(1 - index), mac: None };
-            let network = Network {
-                ip: address(index),
-                prefix_len: 24,
-                gateway: None,
-                vlan: None,
-                udp_port: 4420,
-                peers: vec![peer],
-            };
-            Port::open(&spec, &network).map_err(|e| e.to_string())
-        })
-        .collect()
+    ends(movers).map(end).collect()
 }
 
 fn arena(memory: IoBuf, index: usize, movers: usize) -> ArenaParts {
@@ -296,13 +335,18 @@ fn arena(memory: IoBuf, index: usize, movers: usize) -> ArenaParts {
     }
 }
 
-fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfigs {
+fn machines(setup: Setup<'_>, index: usize) -> MachineConfigs {
+    let Setup { case, movers, volumes, .. } = setup;
     let (me, coordinator) = (shard(index), shard(0));
-    let group =
-        GroupConfig { id: GROUP, copies, policy: MirrorPolicy::Load, numbering: Numbering::Volume };
+    let group = GroupConfig {
+        id: GROUP,
+        copies: movers.min(2) as u8,
+        policy: MirrorPolicy::Load,
+        numbering: Numbering::Volume,
+    };
     let grant_bytes = (ARENA_BYTES - 8 * SEGMENT_BYTES) as u64;
-    let volume = VolumeConfig {
-        id: VOLUME,
+    let volume = |id| VolumeConfig {
+        id: VolumeId(id),
         owner: shard(case.owner()),
         group: GROUP,
         block_bytes: 4096,
@@ -310,17 +354,18 @@ fn machines(case: Case, index: usize, copies: u8, movers: usize) -> MachineConfi
         target: None,
         next_seq: Seq(1),
     };
+    let has_volumes = index == 0 || index == case.owner();
     let config = PrimaryConfig {
         me,
         coordinator,
         epoch: EPOCH,
         map_version: MapVersion(1),
-        mirrors: (0..movers)
-            .filter(|other| *other != index)
-            .map(|other| MirrorPeer { shard: shard(other), grant_bytes, is_target: true })
+        mirrors: ends(movers)
+            .filter(|(of, _, _)| *of == index)
+            .map(|(_, _, peer)| MirrorPeer { shard: shard(peer), grant_bytes, is_target: true })
             .collect(),
         groups: vec![group],
-        volumes: if index == 0 || index == case.owner() { vec![volume] } else { Vec::new() },
+        volumes: (1..).take(volumes.len()).filter(|_| has_volumes).map(volume).collect(),
         retained_max: 1 << 16,
         mirrored_max: 1 << 16,
         forwards_max: 1 << 10,

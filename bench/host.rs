@@ -1,7 +1,7 @@
 //! The cases that run in this process: its SPDK, and the rounds.
 
 use super::case::{Case, Load, Round};
-use super::cluster::{Cluster, Memory};
+use super::cluster::{Cluster, Memory, Setup, Volume};
 use setline::runtime::clock::Clock;
 use setline::spdk::base::Base;
 use setline::spdk::env::{EalThread, Env, EnvConfig, tsc_hz, tsc_now};
@@ -9,6 +9,7 @@ use setline::spdk::load::{LoadConfig, LoadHandle};
 use setline::spdk::subsystem::{Config, Subsystems};
 use setline::spdk::tap::{TapConfig, TapVolume};
 use setline::spdk::thread::{Thread, ThreadHandle};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,7 +24,9 @@ const WARM_UP: Duration = Duration::from_millis(60);
 
 /// SPDK in this process, and what outlives a case. Fields are dropped in order.
 pub(crate) struct Host {
-    tap: Option<TapVolume>,
+    taps: Vec<TapVolume>,
+    /// Sets of volumes over the one base device, by their count.
+    many: BTreeMap<usize, Vec<Volume>>,
     subsystems: Option<Subsystems>,
     app: Option<Thread>,
     clock: Clock,
@@ -50,24 +53,14 @@ impl Host {
             Subsystems::start(&Config::default(), &mut pump).map_err(|e| e.to_string())?;
         let base = Base::Malloc { blocks: BLOCKS, block_bytes: BLOCK_BYTES };
         subsystems.create_base(BASE, &base, &mut pump).map_err(|e| e.to_string())?;
-        let tap = TapVolume::create(&TapConfig {
-            name: TAP.into(),
-            index: 0,
-            uuid: [7; 16],
-            block_bytes: BLOCK_BYTES,
-            blocks: BLOCKS,
-            write_cache: false,
-            compare_and_write: true,
-            max_transfer_blocks: 32,
-            max_zeroes_blocks: 1 << 16,
-        })
-        .map_err(|e| e.to_string())?;
+        let tap = tap(TAP, 0, BLOCKS)?;
         Ok(Self {
-            tap: Some(tap),
+            taps: vec![tap],
+            many: BTreeMap::new(),
             subsystems: Some(subsystems),
             app: Some(app),
             clock: Clock::with_hz(tsc_hz()),
-            memory: Memory::new()?,
+            memory: Memory::new(),
             cores,
             seed: 1,
             _env: env,
@@ -92,13 +85,59 @@ impl Host {
         if case == Case::Plain {
             return self.plain(loads, length);
         }
-        let mut cluster = Cluster::start(case, self.cores, BASE, self.clock, &mut self.memory)?;
+        let movers = if case == Case::Tap { 1 } else { 2 };
+        let volumes = [Volume { tap: 0, base: BASE.into() }];
+        self.with_cluster(case, movers, &volumes, &[TAP.to_owned()], loads, length)
+    }
+
+    /// Measures so many movers with so many volumes under `load`, as the case `mirror-ring` does.
+    pub(crate) fn many(
+        &mut self,
+        movers: usize,
+        count: usize,
+        load: Load,
+        length: Duration,
+    ) -> Result<Round, String> {
+        let volumes = self.volumes(count)?;
+        let names: Vec<String> = (0..count).map(|index| name_of(TAP, count, index)).collect();
+        let rounds =
+            self.with_cluster(Case::MirrorRing, movers, &volumes, &names, &[load], length)?;
+        rounds.into_iter().next().ok_or_else(|| "nothing was measured".into())
+    }
+
+    /// So many volumes over the one base device: a device in memory of each one's own has a poller of its own in
+    /// SPDK, which an NVMe namespace has not, and memory would cost another thing for each count.
+    fn volumes(&mut self, count: usize) -> Result<Vec<Volume>, String> {
+        if let Some(volumes) = self.many.get(&count) {
+            return Ok(volumes.clone());
+        }
+        let mut volumes = Vec::with_capacity(count);
+        for index in 0..count {
+            let place = self.taps.len() as u32;
+            self.taps.push(tap(&name_of(TAP, count, index), place, BLOCKS)?);
+            volumes.push(Volume { tap: place, base: BASE.into() });
+        }
+        self.many.insert(count, volumes.clone());
+        Ok(volumes)
+    }
+
+    fn with_cluster(
+        &mut self,
+        case: Case,
+        movers: usize,
+        volumes: &[Volume],
+        names: &[String],
+        loads: &[Load],
+        length: Duration,
+    ) -> Result<Vec<Round>, String> {
+        let setup = Setup { case, movers, cores: self.cores, volumes };
+        let mut cluster = Cluster::start(setup, self.clock, &mut self.memory)?;
         let mut pump = Self::pump(&self.app);
         let mut rounds = Vec::new();
         let result = cluster.wait_ready(&mut pump).and_then(|()| {
             for load in loads {
                 self.seed += 1;
-                let config = config(TAP, *load, self.seed);
+                let config = config(names, *load, self.seed);
                 let mut before = None;
                 let thread = cluster.thread().clone();
                 let mut measured = measure(&thread, config, length, &mut pump, |pump| {
@@ -154,7 +193,7 @@ impl Host {
         let mut result = Ok(());
         for load in loads {
             self.seed += 1;
-            let config = config(BASE, *load, self.seed);
+            let config = config(&[BASE.to_owned()], *load, self.seed);
             match measure(&thread, config, length, &mut pump, |_| Ok(())) {
                 Ok(mut round) => {
                     round.cycles_per_update = Some(tsc_hz() as f64 / round.iops);
@@ -176,7 +215,7 @@ impl Host {
     pub(crate) fn stop(mut self) -> Result<(), String> {
         {
             let mut pump = Self::pump(&self.app);
-            if let Some(tap) = self.tap.take() {
+            for tap in self.taps.drain(..) {
                 tap.remove(&mut pump).map_err(|e| e.to_string())?;
             }
             if let Some(subsystems) = self.subsystems.take() {
@@ -190,9 +229,30 @@ impl Host {
     }
 }
 
-fn config(bdev: &str, load: Load, seed: u64) -> LoadConfig {
+fn name_of(what: &str, count: usize, index: usize) -> String {
+    format!("{what}-{count}-{index}")
+}
+
+fn tap(name: &str, index: u32, blocks: u64) -> Result<TapVolume, String> {
+    let mut uuid = [7; 16];
+    uuid[..4].copy_from_slice(&index.to_le_bytes());
+    let config = TapConfig {
+        name: name.into(),
+        index,
+        uuid,
+        block_bytes: BLOCK_BYTES,
+        blocks,
+        write_cache: false,
+        compare_and_write: true,
+        max_transfer_blocks: 32,
+        max_zeroes_blocks: 1 << 16,
+    };
+    TapVolume::create(&config).map_err(|e| e.to_string())
+}
+
+fn config(bdevs: &[String], load: Load, seed: u64) -> LoadConfig {
     LoadConfig {
-        bdev: bdev.into(),
+        bdevs: bdevs.to_vec(),
         queue_depth: load.queue_depth,
         io_bytes: load.block_bytes,
         random: load.random,

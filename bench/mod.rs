@@ -1,10 +1,11 @@
-//! The benchmark harness: `setline-bench run`. `bench/README.md` describes the method.
+//! The benchmark harness: `setline-bench run` and `scale`. `bench/README.md` describes the method.
 
 mod case;
 mod cluster;
 mod host;
 mod raid1;
 mod report;
+mod scale;
 mod stats;
 
 use case::{Case, Load, Round};
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Runs cases in interleaved rounds and reports medians with their spread.
     Run(Run),
+    /// What an update costs with more movers and more volumes.
+    Scale(scale::Options),
 }
 
 #[derive(Parser, Debug)]
@@ -62,8 +65,11 @@ enum Output {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let Command::Run(run) = Cli::parse().command;
-    match execute(&run) {
+    let done = match Cli::parse().command {
+        Command::Run(run) => execute(&run),
+        Command::Scale(options) => scale::execute(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("setline-bench: {error}");
@@ -72,11 +78,23 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+fn two_cores(cores: &[usize]) -> Result<[usize; 2], String> {
+    match *cores {
+        [one, two] if one != two => Ok([one, two]),
+        _ => Err("--cores takes two different cores, as in --cores 0,1".into()),
+    }
+}
+
+fn bar(rounds: u32, cases: usize) -> indicatif::ProgressBar {
+    if std::io::stderr().is_terminal() {
+        indicatif::ProgressBar::new(u64::from(rounds) * cases as u64)
+    } else {
+        indicatif::ProgressBar::hidden()
+    }
+}
+
 fn execute(run: &Run) -> Result<(), String> {
-    let cores = match run.cores[..] {
-        [one, two] if one != two => [one, two],
-        _ => return Err("--cores takes two different cores, as in --cores 0,1".into()),
-    };
+    let cores = two_cores(&run.cores)?;
     let cases: Vec<Case> = match &run.cases[..] {
         [] => Case::DEFAULT.to_vec(),
         // In the order of reports.
@@ -90,11 +108,7 @@ fn execute(run: &Run) -> Result<(), String> {
     let rounds = run.rounds.unwrap_or(if run.quick { 3 } else { 7 });
     let length =
         Duration::from_millis(run.milliseconds.unwrap_or(if run.quick { 300 } else { 1000 }));
-    let progress = if std::io::stderr().is_terminal() {
-        indicatif::ProgressBar::new(u64::from(rounds) * cases.len() as u64)
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
+    let progress = bar(rounds, cases.len());
     let mut host = host::Host::start(cores)?;
     let mut raid1 = raid1::Raid1::default();
     let mut results: Vec<(Case, Load, Round)> = Vec::new();

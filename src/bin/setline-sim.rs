@@ -10,9 +10,11 @@ use setline::config::Timestamps;
 use setline::proto::sabotage::Sabotage;
 use setline::sim::campaign::{Campaign, Findings};
 use setline::sim::cluster::{Outcome, run};
+use setline::sim::cost::{Cost, boundary_cost};
 use setline::sim::coverage::{Coverage, STAGES};
 use setline::sim::profile::Knobs;
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -45,6 +47,12 @@ struct Options {
     /// Show how often each input met each state of a shard
     #[arg(long)]
     coverage: bool,
+    /// Show what a boundary costs the coordinator with 2 to 64 movers, instead of running seeds
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "minutes", "broken"])]
+    boundary_cost: bool,
+    /// With --boundary-cost: also draw it into this SVG file
+    #[arg(long, value_name = "FILE", requires = "boundary_cost")]
+    plot: Option<PathBuf>,
     /// Break a rule of the protocol on purpose; "list" names them
     #[arg(long, value_name = "VARIANT", value_parser = broken)]
     broken: Option<Broken>,
@@ -136,6 +144,15 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    if options.boundary_cost {
+        return match boundary_costs(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("setline-sim: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let campaign = campaign(&options);
     let bar = bar(&campaign);
     let findings = campaign.run(|done| bar.set_position(done));
@@ -199,6 +216,79 @@ fn campaign(options: &Options) -> Campaign {
             sabotage,
         },
     }
+}
+
+/// What a boundary costs by the number of movers, each measured three times.
+fn boundary_costs(options: &Options) -> Result<(), String> {
+    let volumes = options.volumes.unwrap_or(100);
+    let mut rows: Vec<(u16, Vec<Cost>)> = Vec::new();
+    for movers in [2, 4, 8, 16, 32, 64] {
+        let cost = |_| boundary_cost(movers, volumes).map_err(|violation| violation.to_string());
+        rows.push((movers, (0..3).map(cost).collect::<Result<_, _>>()?));
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["movers", "messages in", "messages out", "µs", "min..max", "hold µs"]);
+    let mut lines = Vec::new();
+    let mut objects = Vec::new();
+    for (movers, costs) in &rows {
+        let mut spent: Vec<f64> = costs.iter().map(|cost| cost.per_boundary().2).collect();
+        spent.sort_by(f64::total_cmp);
+        let (received, sent, _) = costs[0].per_boundary();
+        let hold_us = costs[0].held_ns_max() as f64 / 1000.0;
+        table.add_row([
+            movers.to_string(),
+            format!("{received:.1}"),
+            format!("{sent:.1}"),
+            format!("{:.1}", spent[1]),
+            format!("{:.1}..{:.1}", spent[0], spent[2]),
+            format!("{hold_us:.1}"),
+        ]);
+        lines.push((f64::from(*movers), [spent[0], spent[1], spent[2]]));
+        objects.push(json!({
+            "movers": movers, "volumes": volumes, "messages_in": received, "messages_out": sent,
+            "spent_us": { "median": spent[1], "min": spent[0], "max": spent[2] },
+            "hold_us": hold_us,
+        }));
+    }
+    for column in 0..6 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(comfy_table::CellAlignment::Right);
+        }
+    }
+    match options.output {
+        Output::Json => println!("{}", serde_json::Value::Array(objects)),
+        Output::Text => println!(
+            "per boundary, at the coordinator's poller, with {volumes} volumes; the hold is that of the \
+             messages' way alone, 5 µs each\n{table}"
+        ),
+    }
+    options.plot.as_ref().map_or(Ok(()), |path| plot_costs(&lines, path))
+}
+
+fn plot_costs(lines: &[(f64, [f64; 3])], path: &Path) -> Result<(), String> {
+    use plotters::prelude::*;
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let root = SVGBackend::new(path, (720, 420)).into_drawing_area();
+    root.fill(&WHITE).map_err(|e| failed(&e))?;
+    let top = lines.iter().map(|(_, spent)| spent[2]).fold(1.0, f64::max) * 1.1;
+    let mut chart = ChartBuilder::on(&root)
+        .margin(12)
+        .caption("a boundary at the coordinator's poller", ("sans-serif", 18))
+        .x_label_area_size(36)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..68.0, 0.0..top)
+        .map_err(|e| failed(&e))?;
+    chart.configure_mesh().x_desc("movers").y_desc("µs").draw().map_err(|e| failed(&e))?;
+    let medians = lines.iter().map(|(movers, spent)| (*movers, spent[1]));
+    chart.draw_series(LineSeries::new(medians, BLUE.stroke_width(2))).map_err(|e| failed(&e))?;
+    for (movers, spent) in lines {
+        let spread = vec![(*movers, spent[0]), (*movers, spent[2])];
+        chart
+            .draw_series([PathElement::new(spread, BLACK.stroke_width(2))])
+            .map_err(|e| failed(&e))?;
+    }
+    root.present().map_err(|e| failed(&e))
 }
 
 fn bar(campaign: &Campaign) -> ProgressBar {

@@ -83,6 +83,7 @@ impl Cluster {
             trace,
             stats: Stats::default(),
             coverage: Coverage::default(),
+            cost: None,
             healed_at: None,
             profile,
         };

@@ -1,6 +1,7 @@
 //! A simulated cluster and the loop that drives it: takes the next event, hands it to the poller
 //! it belongs to, carries out what the machines want done, checks.
 
+use super::cost::Cost;
 use super::coverage::Coverage;
 use super::disk::{DiskOp, VolumeDisk};
 use super::exec_secondary::TargetWrite;
@@ -115,6 +116,8 @@ pub struct Cluster {
     pub(super) trace: Trace,
     pub(super) stats: Stats,
     pub(super) coverage: Coverage,
+    /// Kept only where it is asked for.
+    pub(super) cost: Option<Cost>,
     pub(super) healed_at: Option<Nanos>,
     pub(super) times: Times,
 }
@@ -160,7 +163,7 @@ pub fn run(seed: u64, knobs: &Knobs, tail: usize) -> Outcome {
 
 impl Cluster {
     /// Runs to the end of the history.
-    fn drive(&mut self) -> Verdict {
+    pub(super) fn drive(&mut self) -> Verdict {
         self.start()?;
         while let Some(event) = self.queue.pop() {
             self.stats.events += 1;

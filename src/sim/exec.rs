@@ -25,6 +25,9 @@ impl Cluster {
             Command::Send { to, message } => {
                 let to = self.shard_index(to);
                 self.check_message(node, to, &message)?;
+                if self.cost.is_some() && node == self.coordinator() {
+                    self.cost.iter_mut().for_each(|cost| cost.sent += 1);
+                }
                 self.send_message(node, to, &message);
                 Ok(())
             }
@@ -106,6 +109,9 @@ impl Cluster {
     }
 
     fn report(&mut self, node: usize, report: &Report) -> Verdict {
+        if let Some(cost) = self.cost.as_mut().filter(|_| node < self.primaries) {
+            cost.report(report);
+        }
         let now = self.queue.now();
         let id = self.pollers[node].id;
         self.trace.note(now, b'P', [node as u64], |out| write!(out, "{id} reports {report:?}"));

@@ -15,6 +15,7 @@ mod build;
 pub mod byte_disk;
 pub mod campaign;
 pub mod cluster;
+pub mod cost;
 pub mod coverage;
 pub mod disk;
 mod exec;

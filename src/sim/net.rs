@@ -95,10 +95,15 @@ impl Cluster {
         });
         let here = self.here(to);
         let busy = self.busy(to);
-        if let Some(machines) = &mut self.pollers[to].node {
-            busy.into_iter().for_each(|busy| self.coverage.message(&message, busy));
-            machines.handle_message(here, source, epoch, message);
+        if self.is_down(to) {
+            return Ok(());
         }
+        busy.into_iter().for_each(|busy| self.coverage.message(&message, busy));
+        self.timed(to, |cluster| {
+            if let Some(machines) = &mut cluster.pollers[to].node {
+                machines.handle_message(here, source, epoch, message);
+            }
+        });
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! A load on a block device: so many writes or reads always under way, from an SPDK thread.
+//! A load on block devices: so many writes or reads always under way, from an SPDK thread.
 //!
 //! The benchmark's own host. It runs wherever the thread given is polled, also on a mover's
 //! poller, and submits the next command from the completion of the last, so that it costs the same
@@ -20,9 +20,9 @@ use super::thread::ThreadHandle;
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct LoadConfig {
-    /// The block device.
-    pub bdev: String,
-    /// Commands under way.
+    /// The block devices, at least one, of one size: each command goes to the next.
+    pub bdevs: Vec<String>,
+    /// Commands under way, on all of them together.
     pub queue_depth: u32,
     /// Bytes of each.
     pub io_bytes: u32,
@@ -53,7 +53,9 @@ struct Shared {
 /// Lives on the SPDK thread; freed by the last completion.
 struct Load {
     config: LoadConfig,
-    channel: Option<Channel>,
+    channels: Vec<Channel>,
+    /// The channel of the next command.
+    turn: usize,
     blocks: u64,
     io_blocks: u64,
     next: u64,
@@ -144,20 +146,29 @@ fn begin(config: LoadConfig, shared: Arc<Shared>) {
 
 impl Load {
     fn open(config: LoadConfig, shared: Arc<Shared>) -> Result<Box<Self>, Error> {
-        let bdev = Bdev::open(&config.bdev, true)?;
-        let geometry = bdev.geometry();
-        let channel = bdev.channel()?;
-        let io_blocks = u64::from(config.io_bytes / geometry.block_bytes).max(1);
+        let mut channels = Vec::with_capacity(config.bdevs.len());
+        let (mut blocks, mut io_blocks) = (u64::MAX, 1);
+        for name in &config.bdevs {
+            let bdev = Bdev::open(name, true)?;
+            let geometry = bdev.geometry();
+            channels.push(bdev.channel()?);
+            io_blocks = u64::from(config.io_bytes / geometry.block_bytes).max(1);
+            blocks = blocks.min(geometry.blocks / io_blocks);
+        }
+        if channels.is_empty() || blocks == 0 {
+            return Err(Error::Misuse("a load needs a device of at least one command's size"));
+        }
         let latency = Histogram::new_with_bounds(1, 1 << 40, 3)
             .map_err(|_| Error::Misuse("bounds of a histogram"))?;
         let mut load = Box::new(Self {
-            blocks: geometry.blocks / io_blocks,
+            blocks,
             io_blocks,
+            turn: 0,
             next: config.seed,
             random: config.seed | 1,
             latency,
             slots: Vec::with_capacity(config.queue_depth as usize),
-            channel: Some(channel),
+            channels,
             shared,
             config,
         });
@@ -197,7 +208,9 @@ unsafe fn submit(load: *mut Load, index: usize) {
     slot.started = tsc_now();
     let context: *mut Slot = slot;
     let memory = slot.memory.io_buf();
-    let Some(channel) = &this.channel else { return };
+    let turn = this.turn;
+    this.turn = if turn + 1 == this.channels.len() { 0 } else { turn + 1 };
+    let channel = &this.channels[turn];
     let rc = channel.write_raw(memory, offset, blocks, on_done, context.cast());
     if rc != 0 {
         this.shared.errors.fetch_add(1, Ordering::Relaxed);
@@ -220,8 +233,8 @@ unsafe fn leave(load: *mut Load) {
     }
     // SAFETY: the last count: no completion will come, nobody else knows it.
     let load = unsafe { Box::from_raw(load) };
-    let Load { latency, channel, slots, .. } = *load;
-    drop(channel);
+    let Load { latency, channels, slots, .. } = *load;
+    drop(channels);
     drop(slots);
     *shared.latency.lock().unwrap_or_else(PoisonError::into_inner) = Some(latency);
     shared.outstanding.store(0, Ordering::Release);
