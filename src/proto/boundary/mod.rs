@@ -404,7 +404,7 @@ impl Boundary {
             (Message::Settled { map_version, .. }, Some(shard)) => {
                 self.settled(index, shard, map_version);
             }
-            (Message::Broken { reason, .. }, Some(shard))
+            (Message::Broken { reason: reason @ BrokenReason::MoversLost, .. }, Some(shard))
                 if self.groups[index].phase == Phase::Gathering =>
             {
                 // What one lets go because of it must not be seen while another may still form the set
