@@ -27,7 +27,7 @@ use clap::Parser;
 
 use crate::config::Role;
 use crate::control::client::ClientError;
-use crate::control::model::{ExitCode, Wish};
+use crate::control::model::{AssignmentInfo, ExitCode, Wish};
 use crate::lab::options::LabCommand;
 use crate::lab::{self, LabError};
 use args::*;
@@ -154,10 +154,10 @@ fn run_to(out: &mut Printer, arguments: &Arguments) -> Result<(), CliError> {
         }
         Command::Mover(MoverCommand::Drain { mover, cancel, dry_run }) => {
             let wish = Wish::Drain { mover: mover.clone(), on: !cancel };
-            wished(out, &reach, &wish, *dry_run)
+            leaving(out, &reach, mover, &wish, *dry_run)
         }
         Command::Mover(MoverCommand::Remove { mover, dry_run }) => {
-            wished(out, &reach, &Wish::Remove { mover: mover.clone() }, *dry_run)
+            leaving(out, &reach, mover, &Wish::Remove { mover: mover.clone() }, *dry_run)
         }
         Command::Epoch(EpochCommand::Show) => epoch::show(out, &reach),
         Command::Core(CoreCommand::List) => views::cores(out, &reach),
@@ -192,11 +192,37 @@ fn run_to(out: &mut Printer, arguments: &Arguments) -> Result<(), CliError> {
 
 /// Has a member of the primary site note what is wanted, and shows what follows.
 fn wished(out: &mut Printer, reach: &Reach, wish: &Wish, dry_run: bool) -> Result<(), CliError> {
+    let info = wish_for(out, reach, wish, dry_run)?;
+    assignment::plan(out, &info)
+}
+
+/// The same of a mover that is to leave, or to stay, and says when it has left already.
+fn leaving(
+    out: &mut Printer,
+    reach: &Reach,
+    mover: &str,
+    wish: &Wish,
+    dry_run: bool,
+) -> Result<(), CliError> {
+    let info = wish_for(out, reach, wish, dry_run)?;
+    let member = info.fixed.is_some() || info.members.iter().any(|member| member.mover == mover);
+    if !member && !out.is_json() {
+        out.line(&format!("{mover} is no member of the site now"))?;
+    }
+    assignment::plan(out, &info)
+}
+
+fn wish_for(
+    out: &mut Printer,
+    reach: &Reach,
+    wish: &Wish,
+    dry_run: bool,
+) -> Result<AssignmentInfo, CliError> {
     let info = reach.change(Role::Primary, |client| client.wish(wish, dry_run))?;
     if dry_run && !out.is_json() {
         out.line("dry run: nothing was changed; the command would be granted")?;
     }
-    assignment::plan(out, &info)
+    Ok(info)
 }
 
 /// How long one request for events waits; then the next is made.

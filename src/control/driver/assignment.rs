@@ -297,6 +297,8 @@ impl Driver {
         };
         match wish {
             Wish::Drain { on: false, mover } => member(mover).map(|_| ()),
+            // Whoever asks again, after an answer that was lost, is told so: the mover is no member now.
+            Wish::Drain { on: true, .. } | Wish::Remove { .. } if self.is_granted(wish) => Ok(()),
             Wish::Drain { mover, on: true } | Wish::Remove { mover } => {
                 let id = member(mover)?;
                 if let Some(error) = self.keeps_unreplicated(mover) {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::control::cluster::script::{Script, alive, configured, happens, part};
 use crate::control::cluster::{Event, Revision, SiteRecord};
+use crate::control::model::Wish;
 use crate::proto::command::Token;
 use crate::proto::types::Epoch;
 
@@ -253,6 +254,15 @@ fn a_drained_member_is_left_by_its_volumes_and_then_leaves() {
     let left = site.proposed().last().cloned().unwrap();
     assert_eq!(left.excluded[&MoverId(2)].reason, "it was drained");
     assert!(left.members.keys().eq([&MoverId(1)]) && left.draining.is_empty());
+    agreed(&mut site);
+    let mut drain = |mover: &str| {
+        let wish = Wish::Drain { mover: mover.to_owned(), on: true };
+        site.bench.ask(Request::Wish { wish, dry_run: false })
+    };
+    let again = drain("p2");
+    assert!(matches!(again, Ok(Response::Assignment(_))), "whose answer was lost: {again:?}");
+    let unknown = drain("p9").expect_err("there is no such mover");
+    assert_eq!(unknown.code, ErrorCode::NotFound);
 }
 
 #[test]
