@@ -339,6 +339,7 @@ fn machines(setup: Setup<'_>, index: usize) -> MachineConfigs {
     let Setup { case, movers, volumes, .. } = setup;
     let (me, coordinator) = (shard(index), shard(0));
     let group = GroupConfig {
+        described: false,
         id: GROUP,
         copies: movers.min(2) as u8,
         policy: MirrorPolicy::Load,

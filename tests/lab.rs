@@ -116,6 +116,19 @@ fn one_mover_is_killed_another_one_joins_and_a_third_is_drained() {
     assert_eq!(report["equality"]["by"], "bytes", "{}", report["equality"]);
 }
 
+/// Other movers have the descriptions of updates alone: what the killed ones had is read back from the storage
+/// server (G12).
+#[test]
+fn movers_are_killed_where_only_metadata_are_mirrored() {
+    let shape = "--mirror metadata --silence 1s --rate 2000";
+    let report =
+        passes(&format!("--seconds 6 {shape} --kill p2@1s --kill-random 2 --kill-of primary"));
+    assert_eq!(report["stalls"]["kill-primary"]["faults"], 3, "{}", report["stalls"]);
+    assert_eq!(report["equality"]["by"], "bytes", "{}", report["equality"]);
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("mirrors metadata"), "{warnings}");
+}
+
 #[test]
 fn a_spare_takes_over_what_a_killed_mover_had() {
     let report = passes("--seconds 5 --silence 1s --rate 500 --spare p3 --kill p1@1s");

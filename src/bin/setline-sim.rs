@@ -92,6 +92,9 @@ struct Options {
     /// Whether more of them may fail at once than there are spare copies
     #[arg(long, value_name = "YES", help_heading = "Knobs")]
     beyond: Option<bool>,
+    /// Whether mirror copies are descriptions, headers alone
+    #[arg(long, value_name = "YES", help_heading = "Knobs")]
+    metadata: Option<bool>,
     /// Whether volumes move between living primary movers
     #[arg(long = "move", value_name = "YES", help_heading = "Knobs")]
     moves: Option<bool>,
@@ -206,6 +209,7 @@ fn campaign(options: &Options) -> Campaign {
             journal_percent: options.journal_percent,
             fail: options.fail,
             beyond: options.beyond,
+            described: options.metadata,
             moves: options.moves,
             timestamps: options.timestamps,
             forward_ppm: options.forward_percent.map(|percent| percent * 10_000),
@@ -326,6 +330,9 @@ fn replay(campaign: &Campaign, seed: u64) -> String {
     add("period-us", knobs.period_ns.map(|ns| ns / 1000));
     if let Some(beyond) = knobs.beyond {
         line.push_str(&format!(" --beyond {beyond}"));
+    }
+    if let Some(described) = knobs.described {
+        line.push_str(&format!(" --metadata {described}"));
     }
     if let Some(fail) = knobs.fail {
         line.push_str(&format!(" --fail {fail}"));

@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use super::address::{Cidr, Mac};
 use super::identity::{Nguid, Uuid, derive_serial};
 use super::limits::*;
+use super::mirror::Mirror;
 use super::reader::{Doc, Section};
 use super::rules::{self, *};
 use super::timestamps::Timestamps;
@@ -366,6 +367,7 @@ fn group(mut s: Section<'_>) -> Group {
                 ("common", Timestamps::Common),
             ]),
         ),
+        mirror: s.or("mirror", Mirror::Data, one_of(&Mirror::NAMES)),
         mirror_policy: s.or(
             "mirror_policy",
             MirrorPolicy::Load,

@@ -1,6 +1,7 @@
 use super::*;
 use std::path::PathBuf;
 
+mod mirror;
 mod traffic;
 mod unreplicated;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::Mac;
 use super::identity::{Nguid, Uuid};
+use super::mirror::Mirror;
 use super::timestamps::Timestamps;
 use super::unreplicated::Unreplicated;
 
@@ -293,6 +294,8 @@ pub struct Group {
     pub numbering: Numbering,
     /// Where the time stamps of its updates come from (G8).
     pub timestamps: Timestamps,
+    /// What the other copies hold of an update (G12).
+    pub mirror: Mirror,
     /// How the mirror target is chosen (G6).
     pub mirror_policy: MirrorPolicy,
     /// With [`MirrorPolicy::Partner`]: each mover's fixed partner, by name; complete.

@@ -184,6 +184,8 @@ fn shard_metrics(list: &mut List, labels: &[(&str, &str)], snapshot: &PollerSnap
     list.count("updates_taken_total", labels, counters.taken);
     list.count("updates_rejected_total", labels, counters.rejected);
     list.count("updates_misdirected_total", labels, counters.misdirected);
+    list.count("updates_read_back_total", labels, counters.read_back);
+    list.count("updates_overtaken_total", labels, counters.overtaken);
     list.count("asks_total", labels, snapshot.remote.asked);
     list.count("asks_answered_total", labels, snapshot.remote.answered);
     list.count("asks_given_up_total", labels, snapshot.remote.given_up);

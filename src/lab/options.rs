@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::faults::{FaultError, KillOf, KillSpec, StopSpec};
 use crate::cli::parse_duration;
-use crate::config::Timestamps;
+use crate::config::{Mirror, Timestamps};
 
 /// `setline lab`.
 #[derive(Debug, Subcommand)]
@@ -54,6 +54,9 @@ pub struct Shape {
     /// left out.
     #[arg(long)]
     pub copies: Option<u8>,
+    /// What mirror copies hold; metadata means --base array and --store etcd.
+    #[arg(long, value_enum, default_value_t = Mirror::Data)]
+    pub mirror: Mirror,
     /// Where the time stamps of updates come from: none, clock or common.
     #[arg(long, value_name = "SOURCE", default_value = "none")]
     pub timestamps: Timestamps,
@@ -262,7 +265,9 @@ impl RunOptions {
         let stopped = cut || !self.pause.is_empty() || self.events > 0;
         let moved = self.move_random > 0 || self.drain_random > 0;
         let shape = &mut self.shape;
-        let fail = stopped || random || named || listed || moved || shape.spare.is_some();
+        let described = shape.mirror == Mirror::Metadata;
+        let fail =
+            stopped || random || named || listed || moved || shape.spare.is_some() || described;
         shape.joining = self.join.len() as u16;
         shape.base.get_or_insert(if fail { Base::Array } else { Base::File });
         shape.store.get_or_insert(if fail { Store::Etcd } else { Store::Embedded });

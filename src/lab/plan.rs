@@ -461,6 +461,7 @@ impl Builder<'_> {
             copies_secondary: self.copies.min(self.shape.secondary as u8),
             numbering: Numbering::Volume,
             timestamps: self.shape.timestamps,
+            mirror: self.shape.mirror,
             mirror_policy: MirrorPolicy::Load,
             partners: BTreeMap::new(),
             volumes: volumes.collect(),

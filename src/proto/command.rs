@@ -49,6 +49,10 @@ pub enum RecordRole {
     Voided = 8,
     /// As `Resend`, the header alone: its number is void.
     ResendVoid = 9,
+    /// As `Mirror`, the header alone, in groups whose copies are descriptions (G12).
+    Description = 10,
+    /// As `Resend`, the header alone: the holder has a description.
+    ResendDescription = 11,
 }
 
 impl RecordRole {
@@ -65,6 +69,8 @@ impl RecordRole {
             7 => Some(Self::Resend),
             8 => Some(Self::Voided),
             9 => Some(Self::ResendVoid),
+            10 => Some(Self::Description),
+            11 => Some(Self::ResendDescription),
             _ => None,
         }
     }
@@ -73,7 +79,14 @@ impl RecordRole {
     #[inline]
     #[must_use]
     pub const fn is_header_alone(self) -> bool {
-        matches!(self, Self::Numbered | Self::Voided | Self::ResendVoid)
+        matches!(
+            self,
+            Self::Numbered
+                | Self::Voided
+                | Self::ResendVoid
+                | Self::Description
+                | Self::ResendDescription
+        )
     }
 }
 
@@ -148,6 +161,19 @@ pub enum Command {
         /// Blocks of the update before `extent`.
         skip: u32,
         /// Comes back with the result.
+        token: Token,
+    },
+    /// Read what the base has in a recovered update's place into a new record, behind the header of `buf`,
+    /// which may be freed at once: [`super::node::Node::handle_read_back`] when it is there. Room for the
+    /// record is waited for.
+    ReadBack {
+        /// The volume.
+        volume: VolumeId,
+        /// Where.
+        extent: Extent,
+        /// The description; its header goes before what is read.
+        buf: BufRef,
+        /// Comes back with the record.
         token: Token,
     },
     /// Make sure that this mover can write the volume's base, and no mover outside the epoch any more, and that
@@ -365,6 +391,16 @@ pub enum Report {
         volume: VolumeId,
         /// What the base said.
         status: NvmeStatus,
+    },
+    /// What was read back for an update that was recovered from its description is not the update's own payload:
+    /// sets from its own on are consistent only together with all up to `until` (G12).
+    Merged {
+        /// The group.
+        group: GroupId,
+        /// The first such set.
+        set: SetId,
+        /// The set that the secondary presents next.
+        until: SetId,
     },
     /// A peer's memory is new: it started or restarted.
     PeerUp {

@@ -14,6 +14,8 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 pub const RETAINED_UPDATES_MAX: usize = 1 << 18;
 /// Sets of one group between open and confirmed; the next boundary waits at this many (F7).
 pub const OPEN_SETS_MAX: usize = 64;
+/// So many more where the secondary can commit none before the open one is closed (G12).
+pub const OPEN_SETS_SPARE: usize = 48;
 /// Bytes of one host command's payload.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// Copies of an update, the responsible mover's included.

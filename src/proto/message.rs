@@ -77,6 +77,8 @@ pub enum Message {
         group: GroupId,
         /// The set to close; ignored when it is no longer the open one.
         set: SetId,
+        /// The secondary can commit nothing before that (G12): also where no more sets should be open.
+        needed: bool,
     },
     /// Secondary shard → secondary coordinator: all sets up to and including `set` are journaled
     /// durably and mirrored here.
@@ -85,6 +87,9 @@ pub enum Message {
         group: GroupId,
         /// The last stored set.
         set: SetId,
+        /// The stored sets are no point in time before all up to this one are, since they hold payloads of later
+        /// updates (G12); 0, or a set that is committed, when they are.
+        not_before: SetId,
     },
     /// Secondary coordinator → secondary shards: `set` is committed and everything before it is
     /// applied everywhere; apply it (T3).
@@ -111,6 +116,8 @@ pub enum Message {
         stored: SetId,
         /// The last set applied here.
         applied: SetId,
+        /// As in `Stored`.
+        not_before: SetId,
     },
     /// A shard of either site → its coordinator → the other coordinator; and each coordinator →
     /// its shards: sets cannot be formed any more until a resynchronisation; the group tracks

@@ -8,7 +8,7 @@ use super::boundary::{Boundary, BoundaryConfig};
 use super::command::{Command, JournalPos, RecordRole, Token};
 use super::membership::SiteRecord;
 use super::message::{BrokenReason, Message};
-use super::primary::{PrimaryShard, RecordVerdict};
+use super::primary::{PrimaryShard, ReadBack, RecordVerdict};
 use super::sabotage::Sabotage;
 use super::secondary::{Receipt, Refusal, Secondary};
 use super::time::Line;
@@ -189,6 +189,17 @@ impl Node {
                 }
             }
             Machines::Primary { shard, boundary } => {
+                if let (Some(engine), Message::Broken { group, .. }) = (&mut *boundary, &message) {
+                    // A shard tells the engine, and the engine tells all shards: where both are on this
+                    // poller, each takes what it does not know yet, and the shard only what the engine
+                    // goes by: before, sets can still be formed elsewhere.
+                    let group = *group;
+                    engine.handle_message(now, from, epoch, message.clone());
+                    if engine.is_broken(group) {
+                        shard.handle_message(now, from, epoch, message);
+                    }
+                    return;
+                }
                 let for_engine = match &message {
                     Message::Prepared { .. }
                     | Message::Closed { .. }
@@ -197,14 +208,6 @@ impl Node {
                     Message::Confirmed { .. } => other_site,
                     Message::Greet { .. } | Message::Planned { .. } | Message::Settled { .. } => {
                         true
-                    }
-                    Message::Broken { .. } => {
-                        // A shard tells the engine, and the engine tells all shards: where both
-                        // are on this poller, each takes what it does not know yet.
-                        if let Some(engine) = boundary {
-                            engine.handle_message(now, from, epoch, message.clone());
-                        }
-                        false
                     }
                     _ => false,
                 };
@@ -334,6 +337,21 @@ impl Node {
         match &mut self.machines {
             Machines::Primary { shard, .. } => shard.handle_written(now, token, status),
             Machines::Secondary(machines) => machines.handle_written(now, token, status),
+        }
+    }
+
+    /// What [`Command::ReadBack`] asked for: see [`PrimaryShard::handle_read_back`]. Primary movers only.
+    pub fn handle_read_back(&mut self, token: Token, buf: BufRef, payload_crc: u32) -> ReadBack {
+        match &mut self.machines {
+            Machines::Primary { shard, .. } => shard.handle_read_back(token, buf, payload_crc),
+            Machines::Secondary(_) => ReadBack::NotNeeded,
+        }
+    }
+
+    /// A base would not read what [`Command::ReadBack`] asked for. Primary movers only.
+    pub fn handle_read_failed(&mut self, now: Nanos, token: Token, status: NvmeStatus) {
+        if let Machines::Primary { shard, .. } = &mut self.machines {
+            shard.handle_read_failed(now, token, status);
         }
     }
 

@@ -69,6 +69,10 @@ pub enum Sabotage {
     AcceptStaleMap,
     /// Only some pollers enter a new epoch (invariant 9).
     EnteredBySome,
+    /// A set with payloads of later updates is presented as any other (invariant 5, G12).
+    PresentOvertaken,
+    /// A source is told that its update took effect, though the base has something else (invariant 1, G12).
+    AnswerOvertaken,
     /// Time stamps follow a clock that is put back (invariant 11).
     ClockBack,
     /// The time that an answer of the common timer was on its way does not count (invariant 11).
@@ -82,7 +86,7 @@ impl Sabotage {
     pub const COMPILED_IN: bool = cfg!(any(test, not(feature = "datapath")));
 
     /// Every variant that breaks something.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::AckBeforeMirror,
         Self::BaseBeforeMirror,
         Self::ReleaseBeforeAllSwitched,
@@ -110,6 +114,8 @@ impl Sabotage {
         Self::AckExcluded,
         Self::AcceptStaleMap,
         Self::EnteredBySome,
+        Self::PresentOvertaken,
+        Self::AnswerOvertaken,
         Self::ClockBack,
         Self::RoundTripIgnored,
         Self::TrustOldTimer,
@@ -155,6 +161,8 @@ impl Sabotage {
             Self::AckExcluded => "ack-excluded",
             Self::AcceptStaleMap => "accept-stale-map",
             Self::EnteredBySome => "entered-by-some",
+            Self::PresentOvertaken => "present-overtaken",
+            Self::AnswerOvertaken => "answer-overtaken",
             Self::ClockBack => "clock-back",
             Self::RoundTripIgnored => "round-trip-ignored",
             Self::TrustOldTimer => "trust-old-timer",

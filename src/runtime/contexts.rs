@@ -32,6 +32,8 @@ pub(super) enum IoContext {
         /// Its memory in the pool.
         slot: u32,
     },
+    /// A base is read for a description, under this number (G12).
+    Recall(u32),
     /// An operation of the journal.
     Journal(IoId),
     /// What another mover's poller asked for, under this number.

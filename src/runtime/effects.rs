@@ -4,6 +4,7 @@ use super::contexts::IoContext;
 use super::excluded::{PATH_INACCESSIBLE, says_excluded};
 use super::messages::FromPoller;
 use super::poller::Poller;
+use super::recall::Recall;
 use super::siblings::SiblingMessage;
 use crate::proto::command::{Command, PayloadAt, Report, Token, bytes_to_send};
 use crate::proto::types::{Extent, NvmeStatus, ShardId, UpdateKind, VolumeId};
@@ -39,11 +40,12 @@ impl BlockWrite {
     }
 }
 
-/// A flush of a volume that waits for a request object.
+/// What waits for a request object, or for room.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Deferred {
     Write(BlockWrite),
     Flush { volume: VolumeId, token: Token },
+    Recall(Recall),
 }
 
 /// Bytes of a record on the wire, by its own header.
@@ -71,6 +73,9 @@ impl Poller {
                 Command::Restore { volume, kind, extent, buf, skip, token } => {
                     let write = BlockWrite::new(volume, kind, extent, PayloadAt::Buf(buf), token);
                     self.write(BlockWrite { fua: true, skip, ..write });
+                }
+                Command::ReadBack { volume, extent, buf, token } => {
+                    self.recall_for(volume, extent, buf, token);
                 }
                 Command::Fence { volume, token } => self.fence(volume, token),
                 Command::CompleteHost { tag, status } => self.complete_tag(tag, status),
@@ -226,6 +231,7 @@ impl Poller {
             match self.deferred.pop_front() {
                 Some(Deferred::Write(write)) => self.write(write),
                 Some(Deferred::Flush { volume, token }) => self.flush_volume(volume, token),
+                Some(Deferred::Recall(recall)) => self.recall(recall),
                 None => break,
             }
         }
@@ -258,6 +264,7 @@ impl Poller {
             Some(IoContext::Answer(slot)) => {
                 self.answer_done(slot, status);
             }
+            Some(IoContext::Recall(slot)) => self.recalled(slot, status),
             Some(IoContext::Journal(id)) => self.journal_done(id, status),
             Some(IoContext::JournalRead(slot)) => self.journal_has_read(slot, status),
             None => debug_assert!(false, "a request completes once"),
@@ -281,6 +288,8 @@ impl Poller {
                 volume
             }),
             Some(IoContext::Answer(slot)) => self.answer_done(slot, PATH_INACCESSIBLE),
+            // Reads are nobody's to refuse; it is tried again.
+            Some(IoContext::Recall(slot)) => return self.recalled(slot, status),
             // Journals are not shared: a failure like any other.
             Some(IoContext::Journal(id)) => return self.journal_done(id, status),
             Some(IoContext::JournalRead(slot)) => return self.journal_has_read(slot, status),

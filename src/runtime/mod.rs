@@ -37,6 +37,8 @@ pub mod poller;
 #[cfg(feature = "datapath")]
 mod readback;
 #[cfg(feature = "datapath")]
+mod recall;
+#[cfg(feature = "datapath")]
 mod records;
 #[cfg(feature = "datapath")]
 mod remote;

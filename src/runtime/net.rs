@@ -394,7 +394,9 @@ impl Poller {
             | RecordRole::Resend
             | RecordRole::Numbered
             | RecordRole::Voided
-            | RecordRole::ResendVoid => self.mirror_log,
+            | RecordRole::ResendVoid
+            | RecordRole::Description
+            | RecordRole::ResendDescription => self.mirror_log,
             RecordRole::Transfer => self.own_log,
             RecordRole::Answer => return self.room_for_answer(payload),
         };

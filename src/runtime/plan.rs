@@ -342,6 +342,7 @@ fn primary(
             config::Numbering::Volume => Numbering::Volume,
             config::Numbering::Mover => Numbering::Mover,
         },
+        described: group.mirror == config::Mirror::Metadata,
     });
     let shard = PrimaryConfig {
         me,

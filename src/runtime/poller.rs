@@ -14,6 +14,7 @@ use super::messages::{FromPoller, ToPoller, VolumeCounters};
 use super::net::Net;
 use super::parts::{MachineConfigs, PollerParts, TapOwner, VolumeParts};
 use super::readback::ReadBack;
+use super::recall::Recalls;
 use super::remote::Remote;
 use super::siblings::{SiblingEnds, SiblingMessage};
 use super::stamps::{LineSetter, Stamps};
@@ -171,6 +172,7 @@ pub struct Poller {
     pub(super) handed_over: HandedOver,
     pub(super) busy: VecDeque<HostCommand>,
     pub(super) deferred: VecDeque<Deferred>,
+    pub(super) recalls: Recalls,
     pub(super) contexts: IoContexts,
     pub(super) net: Net,
     pub(super) journal: Option<JournalIo>,
@@ -356,6 +358,7 @@ impl Poller {
             handed_over: InFlight::new(0, 256),
             busy: VecDeque::with_capacity(64),
             deferred: VecDeque::with_capacity(64),
+            recalls: Recalls::default(),
             contexts: IoContexts::new(1024),
             net,
             journal,

@@ -157,6 +157,8 @@ pub fn blank_info() -> UpdateInfo {
         time_ns: 0,
         time_error_ns: 0,
         forward: ForwardId(0),
+        described: false,
+        not_before: SetId(0),
     }
 }
 

@@ -53,7 +53,8 @@ impl Cluster {
             queue: EventQueue::new(Nanos(MS)),
             pollers: Vec::new(),
             primaries,
-            observer: Observer::new(u32::from(profile.copies), shards, primaries, &targets, blocks),
+            observer: Observer::new(u32::from(profile.copies), shards, primaries, &targets, blocks)
+                .with_descriptions(profile.described),
             base: disks(),
             target: disks(),
             journals: Vec::new(),
@@ -299,6 +300,7 @@ impl Cluster {
                     MirrorPolicy::Partner(0)
                 },
                 numbering: Numbering::Volume,
+                described: profile.described,
             }],
             volumes,
             retained_max: 256,

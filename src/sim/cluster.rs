@@ -15,6 +15,7 @@ use super::observer::{Observer, Verdict, Violation, WriteId, ensure};
 use super::prng::Rng;
 use super::profile::{Knobs, Profile};
 use super::queue::EventQueue;
+use super::recall::Recall;
 use super::stats::Stats;
 use super::times::Times;
 use super::trace::Trace;
@@ -39,10 +40,14 @@ pub(super) enum Event {
     Ring { from: usize, to: usize, life: u32, bytes: Vec<u8> },
     /// A poller's timer.
     Wake { node: usize },
+    /// The end of a poller's turn, if it still lives the same life.
+    Turn { node: usize, life: u32 },
     /// A command at a base ends.
     Base { node: usize, life: u32, op: DiskOp, write: WriteId, at: BaseOp, token: Token },
     /// A base is fenced.
     Fenced { node: usize, life: u32, volume: usize, token: Token },
+    /// What a base has in a recovered update's place was read for its description (G12).
+    Recall(Recall),
     /// A poller learns of an epoch.
     Enter { node: usize, life: u32, record: usize },
     /// A command at a target volume ends.
@@ -73,7 +78,9 @@ impl Event {
     fn node(&self) -> Option<usize> {
         match self {
             Self::Packet { to, .. } | Self::Ring { to, .. } => Some(*to),
+            Self::Recall(recall) => Some(recall.node),
             Self::Wake { node }
+            | Self::Turn { node, .. }
             | Self::Base { node, .. }
             | Self::Fenced { node, .. }
             | Self::Enter { node, .. }
@@ -207,6 +214,9 @@ impl Cluster {
             Event::Fenced { node, life, volume, token } => {
                 self.base_fenced(node, life, volume, token)
             }
+            Event::Turn { node, life } if self.pollers[node].life == life => self.settle(node),
+            Event::Turn { .. } => Ok(()),
+            Event::Recall(recall) => self.recalled(recall),
             Event::Enter { node, life, record } => self.enter(node, life, record),
             Event::Target { node, life, volume, op, done } => {
                 self.target_ends(node, life, volume, op, done)
@@ -221,6 +231,18 @@ impl Cluster {
             Event::Fault(fault) => self.fault(fault),
             Event::Check => Ok(()),
         }
+    }
+
+    /// A device has answered a poller: what its machines want done is carried out now, or as in a real turn only
+    /// after more has come in.
+    pub(super) fn turn_ends(&mut self, node: usize) -> Verdict {
+        if !self.disk_rng.chance(self.profile.lazy_ppm) {
+            return self.settle(node);
+        }
+        let after = self.disk_rng.delay(self.profile.network.delay_ns);
+        let life = self.pollers[node].life;
+        self.queue.after(after, Event::Turn { node, life });
+        Ok(())
     }
 
     /// Carries out everything that a poller's machines want done, and schedules its next wake-up.

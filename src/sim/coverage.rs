@@ -9,7 +9,7 @@ use crate::proto::message::Message;
 use crate::proto::primary::Stage;
 
 /// Inputs, in the order of the table's rows.
-pub const INPUTS: [&str; 41] = [
+pub const INPUTS: [&str; 43] = [
     "Budget",
     "Prepare",
     "Prepared",
@@ -48,6 +48,8 @@ pub const INPUTS: [&str; 41] = [
     "record Resend",
     "record Voided",
     "record ResendVoid",
+    "record Description",
+    "record ResendDescription",
     "epoch begins",
     "plan changes",
     "mover fails",
@@ -160,7 +162,7 @@ impl Coverage {
     }
 
     pub(super) fn act(&mut self, act: Act, busy: Busy) {
-        self.cells[38 + act as usize][busy.column()] += 1;
+        self.cells[40 + act as usize][busy.column()] += 1;
     }
 
     /// Adds what other histories met.

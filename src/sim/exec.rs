@@ -48,6 +48,9 @@ impl Cluster {
             Command::Restore { volume, kind, extent, buf, skip, token } => {
                 self.restore(node, volume, kind, extent, buf, skip, token)
             }
+            Command::ReadBack { volume, extent, buf, token } => {
+                self.recall(node, volume, extent, buf, token)
+            }
             Command::Fence { volume, token } => {
                 let life = self.pollers[node].life;
                 let after = self.disk_rng.delay(self.profile.write_ns);
@@ -102,6 +105,14 @@ impl Cluster {
             return Ok(());
         };
         if node < self.primaries {
+            let is_description =
+                record.bytes.len() == UPDATE_HEADER_BYTES && record.info.payload_len > 0;
+            let of = |info: &UpdateInfo| (info.volume, info.seq);
+            let mut others = self.pollers[node].arena.records();
+            if is_description && others.any(|other| of(&other.info) == of(&record.info)) {
+                // Its payload has come since.
+                return Ok(());
+            }
             let mover = self.pollers[node].id.mover.0;
             self.observer.freed(mover, &record.info)?;
         }
@@ -149,6 +160,7 @@ impl Cluster {
                 let index = volume.0 as usize;
                 self.observer.restored(index, id.mover.0, self.base[index].current())
             }
+            Report::ApplyPaused { at, paused: true, .. } => self.observer.paused(*at),
             Report::HandedOver { volume, next, .. } => self.handed_over(node, *volume, *next),
             Report::MapInForce { map_version, .. } => self.map_in_force(node, *map_version),
             // A mover that was excluded and does not know it may hear of sets that it has no part in.
@@ -469,7 +481,7 @@ impl Cluster {
                     if let Some(machines) = &mut self.pollers[node].node {
                         machines.handle_written(here, token, NvmeStatus::SUCCESS);
                     }
-                    return self.settle(node);
+                    return self.turn_ends(node);
                 }
                 self.crash_primary(mover)
             } else {
@@ -508,6 +520,6 @@ impl Cluster {
         if let Some(machines) = &mut self.pollers[node].node {
             machines.handle_written(here, token, status);
         }
-        self.settle(node)
+        self.turn_ends(node)
     }
 }

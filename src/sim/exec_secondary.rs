@@ -129,6 +129,6 @@ impl Cluster {
         if let Some(machines) = &mut self.pollers[node].node {
             machines.handle_written(now, token, status);
         }
-        self.settle(node)
+        self.turn_ends(node)
     }
 }

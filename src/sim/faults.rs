@@ -302,11 +302,11 @@ impl Cluster {
             2 => Message::Release { group, set },
             3 => Message::Confirmed { group, set },
             4 => Message::Lead,
-            5 => Message::CloseNow { group, set },
-            6 => Message::Stored { group, set },
+            5 => Message::CloseNow { group, set, needed: false },
+            6 => Message::Stored { group, set, not_before: SetId(0) },
             7 => Message::Apply { group, set },
             8 => Message::Applied { group, set },
-            9 => Message::Resume { group, stored: set, applied: set },
+            9 => Message::Resume { group, stored: set, applied: set, not_before: SetId(0) },
             _ => Message::Broken { group, reason: BrokenReason::MoverRestarted },
         };
         let epoch = Epoch(rng.pick(&[EPOCH.0 - 1, EPOCH.0 - 2, 0]));

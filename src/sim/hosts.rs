@@ -58,6 +58,8 @@ impl Cluster {
         });
         let node = self.path_to(volume);
         self.observer.writes[write as usize].path = node;
+        // What was decided before is carried out before.
+        self.settle(node)?;
         let full = !self.pollers[node].waiting.is_empty();
         if full || !self.admit(node, write)? {
             self.stats.back_pressure += 1;

@@ -37,6 +37,7 @@ pub mod observer;
 pub mod prng;
 pub mod profile;
 pub mod queue;
+mod recall;
 pub mod stats;
 #[cfg(test)]
 mod tests;

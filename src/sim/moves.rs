@@ -3,7 +3,7 @@
 
 use super::cluster::{Cluster, Event};
 use super::faults::Fault;
-use super::observer::{Base, Observer, Verdict, ensure};
+use super::observer::{Observer, Verdict, ensure};
 use crate::proto::types::{Epoch, MapVersion, Seq, ShardId, VolumeId};
 
 impl Cluster {
@@ -93,7 +93,7 @@ impl Observer {
             let write = &self.writes[*id as usize];
             ensure!(
                 4,
-                write.base == Base::Done || write.base.is_void(),
+                write.base.is_certain() || write.base.is_void(),
                 "v{index} is handed over while {} is not on the base: {write:?}",
                 write.seq
             );

@@ -277,6 +277,8 @@ impl Cluster {
             | RecordRole::Numbered
             | RecordRole::Voided
             | RecordRole::ResendVoid
+            | RecordRole::Description
+            | RecordRole::ResendDescription
             | RecordRole::Answer => Room::Mirror,
         };
         let node = &mut self.pollers[to];

@@ -84,7 +84,8 @@ impl Observer {
             write.volume == index && blocks(write.extent).contains(&block)
         };
         let of_block = || (0..self.writes.len() as WriteId).filter(covers);
-        let wrote = |id: &WriteId| self.writes[*id as usize].value_at(*id, block as u64) == value;
+        let wrote =
+            |id: &WriteId| self.writes[*id as usize].own_value_at(*id, block as u64) == value;
         let ends = of_block().filter(wrote).map(|id| self.writes[id as usize].done);
         let acknowledged = || of_block().filter(|id| self.writes[*id as usize].acknowledged);
         let issued = acknowledged().map(|id| self.writes[id as usize].issued).max();

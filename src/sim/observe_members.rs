@@ -32,7 +32,8 @@ impl Observer {
         let mut left = Vec::new();
         for (id, write) in self.writes.iter_mut().enumerate() {
             if write.path == shard && !write.completed {
-                (write.completed, write.done) = (true, self.tick);
+                // Its mover may live on for a while, and hand it on.
+                (write.completed, write.done) = (true, NEVER);
                 left.push(id as WriteId);
             }
         }
@@ -258,6 +259,9 @@ impl Observer {
         if self.is_of_the_past(index, mover) || self.is_untracked(self.taken_in[index]) {
             return Ok(());
         }
+        if self.described {
+            self.settle(index, media)?;
+        }
         let mut newest: Vec<Option<WriteId>> = vec![None; media.len()];
         for at in 0..self.volumes[index].by_seq.len() {
             let id = self.volumes[index].by_seq[at];
@@ -265,7 +269,9 @@ impl Observer {
             if write.base.is_void() {
                 continue;
             }
-            write.base = Base::Done;
+            if write.base != Base::Settled {
+                write.base = Base::Done;
+            }
             for block in blocks(write.extent) {
                 newest[block] = Some(id);
             }
@@ -283,6 +289,59 @@ impl Observer {
                 self.name_value(media[block]),
                 self.name_value(write.value_at(*id, block as u64))
             );
+        }
+        Ok(())
+    }
+}
+
+impl Observer {
+    /// Mirror copies are descriptions: finds out which updates that were under way to the base when its volume was
+    /// taken over have reached it. The others stand for what it has instead, which must not be older than
+    /// what it certainly had.
+    fn settle(&mut self, index: usize, media: &[u64]) -> Verdict {
+        let ids = self.volumes[index].by_seq.clone();
+        // By block: the place in `ids`, from 1, of the update that the medium shows; 0 for none.
+        let mut shown = vec![0; media.len()];
+        let mut newest = vec![0; media.len()];
+        for (block, value) in media.iter().enumerate() {
+            for (at, id) in ids.iter().enumerate().rev() {
+                let write = &self.writes[*id as usize];
+                if write.base.is_void() || !blocks(write.extent).contains(&block) {
+                    continue;
+                }
+                newest[block] = newest[block].max(at + 1);
+                if write.value_at(*id, block as u64) == *value {
+                    shown[block] = at + 1;
+                    break;
+                }
+                ensure!(
+                    2,
+                    !write.base.is_certain() || self.volumes[index].unknown[block],
+                    "v{index} is opened after a take-over, block {block} holds {}, which is older than {}",
+                    self.name_value(*value),
+                    write.seq
+                );
+            }
+        }
+        for (block, at) in newest.iter().enumerate() {
+            if self.volumes[index].unknown[block]
+                && let Some(id) = at.checked_sub(1).map(|at: usize| ids[at])
+            {
+                self.writes[id as usize].unsure.insert(block as u64);
+            }
+        }
+        for (at, id) in ids.iter().enumerate() {
+            let write = &mut self.writes[*id as usize];
+            if write.base.is_void() || write.base.is_certain() {
+                continue;
+            }
+            if blocks(write.extent).all(|block| shown[block] > at) {
+                continue;
+            }
+            write.base = Base::Settled;
+            for block in blocks(write.extent).filter(|block| newest[*block] == at + 1) {
+                write.settled.insert(block as u64, media[block]);
+            }
         }
         Ok(())
     }

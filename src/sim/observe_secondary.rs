@@ -6,7 +6,7 @@
 //! update that anybody could know of before that one was issued. Each update has to be looked
 //! once, since what a cut shows only grows.
 
-use super::observer::{Base, Observer, UNRECORDED, Verdict, WriteId, blocks, ensure};
+use super::observer::{Observer, UNRECORDED, Verdict, WriteId, blocks, ensure};
 use crate::proto::types::{Seq, SetId};
 use crate::wire::update::UpdateInfo;
 
@@ -25,6 +25,7 @@ impl Observer {
     /// Invariants 5, 6 and 7.
     pub fn may_commit(&mut self, set: SetId, journals: &impl Journals) -> Verdict {
         self.tick();
+        self.commits.insert(set);
         for index in 0..self.volumes.len() {
             self.extend_cut(index, set, journals)?;
         }
@@ -60,7 +61,7 @@ impl Observer {
             last += 1;
             ensure!(
                 6,
-                write.base == Base::Done || write.base.is_void(),
+                write.base.is_certain() || write.base.is_void(),
                 "{set} was committed while {} of v{index} has no fate",
                 write.seq
             );
@@ -78,7 +79,7 @@ impl Observer {
             if let Some((info, values)) = found {
                 ensure!(
                     6,
-                    self.describes(id, &info) && self.carries(id, &values),
+                    self.describes(id, &info) && self.carries(id, &values, set),
                     "{} of v{index} differs in the journal: {info:?}",
                     write.seq
                 );
@@ -99,10 +100,31 @@ impl Observer {
         Ok(())
     }
 
-    /// Whether a payload's block values are those of the update.
-    fn carries(&self, id: WriteId, values: &[u64]) -> bool {
+    /// Whether a payload's block values are those of the update; where that was read back from the base, also
+    /// others in blocks that a later update up to `set` is applied to after it (G12).
+    fn carries(&self, id: WriteId, values: &[u64], set: SetId) -> bool {
         let write = &self.writes[id as usize];
-        values.iter().zip(write.extent.lba..).all(|(value, lba)| *value == write.value_at(id, lba))
+        let later = || {
+            let all = &self.volumes[write.volume].by_seq[write.seq.0 as usize..];
+            let all = all.iter().map(|id| &self.writes[*id as usize]);
+            all.take_while(|other| other.set <= set).filter(|other| !other.base.is_void())
+        };
+        values.iter().zip(write.extent.lba..).all(|(value, lba)| {
+            *value == write.value_at(id, lba)
+                || write.unsure.contains(&lba)
+                || self.described
+                    && later().any(|other| blocks(other.extent).contains(&(lba as usize)))
+        })
+    }
+
+    /// The secondary coordinator says that its volumes stand at the boundary of a set.
+    ///
+    /// # Errors
+    /// Invariant 7: the set is only a part of what one commit covers.
+    pub fn paused(&self, at: SetId) -> Verdict {
+        let fine = at == SetId(0) || self.commits.contains(&at);
+        ensure!(7, fine, "apply pauses at {at}, which has no commit of its own");
+        Ok(())
     }
 
     /// A secondary shard writes to a target volume. `seq` is the number of the record whose
@@ -181,9 +203,15 @@ impl Observer {
                 continue;
             }
             self.advance_applied(index, set);
+            if !self.commits.contains(&set) {
+                // A part of the set that the next commit covers: nobody is shown it.
+                continue;
+            }
             let volume = &self.volumes[index];
             let media = media(index);
-            let wrong = (0..media.len()).find(|b| media[*b] != volume.applied_value[*b]);
+            let wrong = (0..media.len()).find(|block| {
+                media[*block] != volume.applied_value[*block] && !self.is_unsure(index, *block)
+            });
             ensure!(
                 7,
                 wrong.is_none(),
@@ -194,6 +222,12 @@ impl Observer {
             );
         }
         Ok(())
+    }
+
+    /// Whether it is unknown what the update holds that was applied last to a block.
+    fn is_unsure(&self, index: usize, block: usize) -> bool {
+        let last = self.find(index, Seq(self.volumes[index].applied_seq[block]));
+        last.is_some_and(|id| self.writes[id as usize].unsure.contains(&(block as u64)))
     }
 
     fn advance_applied(&mut self, index: usize, set: SetId) {
@@ -237,14 +271,15 @@ impl Observer {
     pub fn after_crash(&self, index: usize, media: &[u64]) -> Verdict {
         let volume = &self.volumes[index];
         for (block, value) in media.iter().enumerate() {
-            if *value == volume.applied_value[block] {
+            if *value == volume.applied_value[block] || self.is_unsure(index, block) {
                 continue;
             }
             let explained = volume.by_seq[volume.applied_last..].iter().any(|id| {
                 let write = &self.writes[*id as usize];
                 write.set <= self.committed
                     && blocks(write.extent).contains(&block)
-                    && write.value_at(*id, block as u64) == *value
+                    && (write.value_at(*id, block as u64) == *value
+                        || write.unsure.contains(&(block as u64)))
             });
             ensure!(
                 7,

@@ -14,7 +14,7 @@ use crate::proto::message::VolumeFacts;
 use crate::proto::time::TimeStamp;
 use crate::proto::types::{Epoch, Extent, NvmeStatus, Seq, SetId, ShardId, UpdateKind, VolumeId};
 use crate::wire::update::UpdateInfo;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// A broken invariant.
@@ -65,6 +65,9 @@ pub enum Base {
     InFlight,
     /// On the medium.
     Done,
+    /// Recovered from its description alone, and the medium has something older in its place, or some of it:
+    /// that is what the update stands for from now on (G12).
+    Settled,
     /// The medium failed it.
     Failed,
     /// Its number went with a mover that failed: nobody has the update.
@@ -75,6 +78,11 @@ impl Base {
     /// Whether the number is void.
     pub(super) const fn is_void(self) -> bool {
         matches!(self, Self::Failed | Self::Lost)
+    }
+
+    /// Whether it is known what the medium has of it.
+    pub(super) const fn is_certain(self) -> bool {
+        matches!(self, Self::Done | Self::Settled)
     }
 }
 
@@ -100,7 +108,7 @@ pub struct HostWrite {
     pub issued: u64,
     /// When somebody could first know of it: its base write was submitted, or it was acknowledged.
     pub visible: u64,
-    /// When its host was told what became of it, or that its path is gone.
+    /// When its host was told what became of it; [`NEVER`] when its path is gone, which tells it nothing.
     pub done: u64,
     /// It was acknowledged.
     pub acknowledged: bool,
@@ -129,6 +137,11 @@ pub struct HostWrite {
     pub time: TimeStamp,
     /// No update that was acknowledged when it was issued was taken before, by their stamps.
     pub told_ns: u64,
+    /// By block, where that is not the update's own: what it stands for ([`Base::Settled`]).
+    pub settled: BTreeMap<u64, u64>,
+    /// Blocks of it that a base write which failed may have overwritten before they were read back: what they hold
+    /// is unknown.
+    pub unsure: BTreeSet<u64>,
 }
 
 impl HostWrite {
@@ -137,10 +150,17 @@ impl HostWrite {
         self.counted.iter().filter(|epoch| **epoch != 0).count() as u32
     }
 
-    /// The value that block `lba` of its extent has once written. Different for every block of
-    /// every write with a payload, zero for those without.
+    /// The value that block `lba` of its extent has once written, or that it stands for.
     #[must_use]
     pub fn value_at(&self, id: WriteId, lba: u64) -> u64 {
+        let settled = self.settled.get(&lba).copied();
+        settled.unwrap_or_else(|| self.own_value_at(id, lba))
+    }
+
+    /// The value that its host gave to block `lba` of its extent. Different for every block of every write
+    /// with a payload, zero for those without.
+    #[must_use]
+    pub fn own_value_at(&self, id: WriteId, lba: u64) -> u64 {
         match self.kind {
             UpdateKind::Write => (u64::from(id) + 1) << 8 | (lba - self.extent.lba),
             UpdateKind::WriteZeroes | UpdateKind::Deallocate => 0,
@@ -207,6 +227,10 @@ pub struct Observer {
     pub(super) open: Vec<SetId>,
     /// The latest epoch of the primary site.
     pub(super) epoch: Epoch,
+    /// Mirror copies are descriptions (G12).
+    pub(super) described: bool,
+    /// The sets with a commit of their own.
+    pub(super) commits: BTreeSet<SetId>,
     /// Primary movers.
     pub(super) movers: usize,
     /// The first epoch in which the group may have lost updates.
@@ -262,6 +286,8 @@ impl Observer {
             volumes: targets.iter().map(|target| VolumeTruth::new(*target, blocks)).collect(),
             open: vec![SetId(0); primaries],
             epoch: EPOCH,
+            described: false,
+            commits: BTreeSet::new(),
             movers: primaries,
             lost: None,
             untracked: BTreeMap::new(),
@@ -280,6 +306,12 @@ impl Observer {
             last_stamps: vec![LastStamp::default(); primaries],
             told_ns: 0,
         }
+    }
+
+    /// The same with mirror copies that are descriptions, or not.
+    #[must_use]
+    pub fn with_descriptions(self, described: bool) -> Self {
+        Self { described, ..self }
     }
 
     pub(super) fn tick(&mut self) -> u64 {
@@ -310,6 +342,8 @@ impl Observer {
             path: usize::MAX,
             time: TimeStamp::NONE,
             told_ns: self.told_ns,
+            settled: BTreeMap::new(),
+            unsure: BTreeSet::new(),
         });
         self.writes.len() as WriteId - 1
     }
@@ -640,7 +674,7 @@ impl Observer {
                 let write = &self.writes[*id as usize];
                 ensure!(
                     6,
-                    write.base == Base::Done || write.base.is_void(),
+                    write.base.is_certain() || write.base.is_void(),
                     "the manifest of {set} left while {} of v{index} is {:?} at the base",
                     write.seq,
                     write.base

@@ -167,6 +167,10 @@ pub struct Profile {
     pub stage_blocks: usize,
     /// Where time stamps come from.
     pub timestamps: Timestamps,
+    /// Mirror copies are descriptions (G12).
+    pub described: bool,
+    /// Answers of devices after which a poller's turn goes on and more comes in, per million.
+    pub lazy_ppm: u32,
     /// The rule that the protocol breaks on purpose.
     pub sabotage: Sabotage,
 }
@@ -200,6 +204,8 @@ pub struct Knobs {
     pub moves: Option<bool>,
     /// See [`Profile::timestamps`].
     pub timestamps: Option<Timestamps>,
+    /// See [`Profile::described`].
+    pub described: Option<bool>,
     /// No network faults.
     pub calm_network: bool,
     /// No disk faults.
@@ -335,6 +341,8 @@ impl Profile {
             journal_units: rng.pick(&[2, 4, 16]),
             stage_blocks: rng.pick(&[0, 8, 64]),
             timestamps: Timestamps::None,
+            described: false,
+            lazy_ppm: 0,
             sabotage: knobs.sabotage,
         };
         if rng.chance(200_000) {
@@ -385,6 +393,9 @@ impl Profile {
         }
         let beyond = rng.chance(125_000);
         profile.beyond = knobs.beyond.unwrap_or(beyond) && profile.movers.fail_ns > 0;
+        let described = rng.chance(250_000);
+        profile.described = knobs.described.unwrap_or(described) && profile.copies > 1;
+        profile.lazy_ppm = rng.pick(&[0, 100_000, 700_000]);
         profile
     }
 }

@@ -71,6 +71,10 @@ pub struct Stats {
     pub take_overs: u64,
     /// Updates recovered by those who took volumes over.
     pub recovered_updates: u64,
+    /// Payloads of recovered updates that were read back from bases (G12).
+    pub read_back: u64,
+    /// Of these, those that were not the updates' own.
+    pub overtaken: u64,
     /// Numbers found void at a take-over.
     pub lost_numbers: u64,
     /// Writes of failed movers that reached a base late, or were kept from it.
@@ -165,6 +169,8 @@ each!(
     epochs,
     take_overs,
     recovered_updates,
+    read_back,
+    overtaken,
     lost_numbers,
     late_writes,
     abandoned,

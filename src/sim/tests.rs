@@ -182,6 +182,22 @@ fn an_epoch_that_only_some_enter_is_seen() {
     assert!(!findings.failures.is_empty());
 }
 
+/// A campaign in which mirror copies are descriptions, and primary movers fail.
+fn describing(first: u64, seeds: u64, sabotage: Sabotage) -> Findings {
+    let (fail, described) = (Some(true), Some(true));
+    run(first, seeds, Knobs { sabotage, fail, described, ..Knobs::default() })
+}
+
+#[test]
+fn presenting_a_set_with_data_of_later_ones_is_seen() {
+    assert_eq!(broken_in(describing, Sabotage::PresentOvertaken), 6);
+}
+
+#[test]
+fn acknowledging_what_the_base_has_not_is_seen() {
+    assert_eq!(broken_in(describing, Sabotage::AnswerOvertaken), 1);
+}
+
 #[test]
 fn time_stamps_that_follow_a_clock_back_are_seen() {
     assert_eq!(broken(Sabotage::ClockBack), 11);

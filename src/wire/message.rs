@@ -136,12 +136,14 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             group_set(out, *group, *set);
             CONFIRMED
         }
-        Message::CloseNow { group, set } => {
+        Message::CloseNow { group, set, needed } => {
             group_set(out, *group, *set);
+            out.push(u8::from(*needed));
             CLOSE_NOW
         }
-        Message::Stored { group, set } => {
+        Message::Stored { group, set, not_before } => {
             group_set(out, *group, *set);
+            out.extend_from_slice(&not_before.0.to_le_bytes());
             STORED
         }
         Message::Apply { group, set } => {
@@ -152,9 +154,10 @@ fn body(message: &Message, out: &mut Vec<u8>) -> u8 {
             group_set(out, *group, *set);
             APPLIED
         }
-        Message::Resume { group, stored, applied } => {
+        Message::Resume { group, stored, applied, not_before } => {
             group_set(out, *group, *stored);
             out.extend_from_slice(&applied.0.to_le_bytes());
+            out.extend_from_slice(&not_before.0.to_le_bytes());
             RESUME
         }
         Message::Broken { group, reason } => {
@@ -319,11 +322,18 @@ pub fn decode(bytes: &[u8]) -> Result<(Epoch, Message), MessageError> {
             facts: r.facts()?,
         },
         CONFIRMED => Message::Confirmed { group: r.group()?, set: r.set()? },
-        CLOSE_NOW => Message::CloseNow { group: r.group()?, set: r.set()? },
-        STORED => Message::Stored { group: r.group()?, set: r.set()? },
+        CLOSE_NOW => {
+            Message::CloseNow { group: r.group()?, set: r.set()?, needed: r.flag("needed")? }
+        }
+        STORED => Message::Stored { group: r.group()?, set: r.set()?, not_before: r.set()? },
         APPLY => Message::Apply { group: r.group()?, set: r.set()? },
         APPLIED => Message::Applied { group: r.group()?, set: r.set()? },
-        RESUME => Message::Resume { group: r.group()?, stored: r.set()?, applied: r.set()? },
+        RESUME => Message::Resume {
+            group: r.group()?,
+            stored: r.set()?,
+            applied: r.set()?,
+            not_before: r.set()?,
+        },
         BROKEN => {
             let group = r.group()?;
             let value = r.u8()?;

@@ -15,9 +15,13 @@ pub const UPDATE_HEADER_BYTES: usize = 128;
 /// First bytes of every update header: "SLUP".
 pub const UPDATE_MAGIC: u32 = u32::from_le_bytes(*b"SLUP");
 /// The layout's version.
-pub const UPDATE_VERSION: u8 = 1;
+pub const UPDATE_VERSION: u8 = 2;
+/// The oldest version that is read: what came since is zero there.
+pub const UPDATE_VERSION_MIN: u8 = 1;
 /// Flag: the host asked for force unit access.
 pub const FLAG_FUA: u16 = 1;
+/// Flag: its mirror copies are descriptions, headers alone (G12).
+pub const FLAG_DESCRIBED: u16 = 2;
 
 /// The fixed layout, little-endian. Build it with [`UpdateHeader::seal`], read it with
 /// [`UpdateHeader::check`].
@@ -49,7 +53,8 @@ pub struct UpdateHeader {
     time_error_ns: U32,
     reserved1: U32,
     forward: U64,
-    reserved2: [u8; 24],
+    not_before: U64,
+    reserved2: [u8; 16],
 }
 
 const _: () = assert!(size_of::<UpdateHeader>() == UPDATE_HEADER_BYTES);
@@ -93,6 +98,13 @@ pub struct UpdateInfo {
     pub time_error_ns: u32,
     /// What the mover that took it calls it, when that is not the responsible one (G3).
     pub forward: ForwardId,
+    /// Its mirror copies are descriptions (G12): the payload that the secondary gets may be read back from
+    /// the base. The set's digest then leaves the payload's checksum out.
+    pub described: bool,
+    /// The payload was read back from the base, and may be that of later updates, none of them in a set after
+    /// this one: the update's own set is consistent only together with all sets up to here. 0 when
+    /// the payload is the update's own.
+    pub not_before: SetId,
 }
 
 /// Why an update header was refused. All are counted by the receiver, none is acted upon.
@@ -111,7 +123,9 @@ pub enum UpdateHeaderError {
         found: u32,
     },
     /// A version this build does not know.
-    #[error("update header version {found}, this build reads {UPDATE_VERSION}")]
+    #[error(
+        "update header version {found}, this build reads {UPDATE_VERSION_MIN} to {UPDATE_VERSION}"
+    )]
     Version {
         /// What stood there.
         found: u8,
@@ -143,7 +157,10 @@ impl UpdateHeader {
             magic: U32::new(UPDATE_MAGIC),
             version: UPDATE_VERSION,
             kind: info.kind as u8,
-            flags: U16::new(if info.fua { FLAG_FUA } else { 0 }),
+            flags: U16::new(
+                if info.fua { FLAG_FUA } else { 0 }
+                    | if info.described { FLAG_DESCRIBED } else { 0 },
+            ),
             header_crc: U32::ZERO,
             payload_crc: U32::new(info.payload_crc),
             volume: U32::new(info.volume.0),
@@ -165,7 +182,8 @@ impl UpdateHeader {
             time_error_ns: U32::new(info.time_error_ns),
             reserved1: U32::ZERO,
             forward: U64::new(info.forward.0),
-            reserved2: [0; 24],
+            not_before: U64::new(info.not_before.0),
+            reserved2: [0; 16],
         };
         header.header_crc = U32::new(crc32c(header.as_bytes()));
         header
@@ -190,7 +208,7 @@ impl UpdateHeader {
         if header.magic.get() != UPDATE_MAGIC {
             return Err(UpdateHeaderError::Magic { found: header.magic.get() });
         }
-        if header.version != UPDATE_VERSION {
+        if !(UPDATE_VERSION_MIN..=UPDATE_VERSION).contains(&header.version) {
             return Err(UpdateHeaderError::Version { found: header.version });
         }
         let found = header.header_crc.get();
@@ -239,17 +257,21 @@ impl UpdateHeader {
             time_ns: header.time_ns.get(),
             time_error_ns: header.time_error_ns.get(),
             forward: ForwardId(header.forward.get()),
+            described: header.flags.get() & FLAG_DESCRIBED != 0,
+            not_before: SetId(header.not_before.get()),
         })
     }
 }
 
 /// The contribution of one update to its set's digest: a sum of these over a volume's updates
 /// of a set, wrapping, is the volume's digest in the manifest (invariant 6). A sum, so that it
-/// does not depend on the order of arrival and a void can be subtracted.
+/// does not depend on the order of arrival and a void can be subtracted. Of an update whose payload may be
+/// read back the payload's checksum is no part of it (G12).
 #[must_use]
 #[inline]
 pub const fn digest_of(info: &UpdateInfo) -> u64 {
-    let mut x = info.seq.0 ^ ((info.payload_crc as u64) << 32) ^ ((info.kind as u64) << 24);
+    let payload_crc = if info.described { 0 } else { info.payload_crc };
+    let mut x = info.seq.0 ^ ((payload_crc as u64) << 32) ^ ((info.kind as u64) << 24);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x ^= info.extent.lba.rotate_left(17) ^ ((info.extent.blocks as u64) << 40);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -280,6 +302,8 @@ mod tests {
             time_ns: 10,
             time_error_ns: 11,
             forward: ForwardId(12),
+            described: true,
+            not_before: SetId(0x0102_0304_0509),
         }
     }
 
@@ -312,7 +336,7 @@ mod tests {
     fn golden_bytes_of_an_update_header() {
         let header = UpdateHeader::seal(&sample());
         let bytes = header.as_bytes();
-        assert_eq!(&bytes[..8], b"SLUP\x01\x01\x01\x00");
+        assert_eq!(&bytes[..8], b"SLUP\x02\x01\x03\x00");
         assert_eq!(bytes[8..12], crc_of_zeroed(bytes).to_le_bytes());
         assert_eq!(&bytes[12..24], b"\xef\xbe\xad\xde\x07\0\0\0\x03\0\x02\0");
         assert_eq!(&bytes[24..40], b"\x01\0\x04\0\x05\0\0\0\x06\0\0\0\0\x20\0\0");
@@ -320,7 +344,27 @@ mod tests {
         assert_eq!(&bytes[56..72], b"\x22\x21\0\0\0\0\0\0\x02\0\0\0\0\x10\0\0");
         assert_eq!(&bytes[72..88], b"\x09\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0");
         assert_eq!(&bytes[88..104], b"\x0b\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0");
-        assert!(bytes[104..].iter().all(|b| *b == 0));
+        assert_eq!(&bytes[104..112], b"\x09\x05\x04\x03\x02\x01\0\0");
+        assert!(bytes[112..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn a_header_of_version_1_is_read() {
+        let mut header = UpdateHeader::seal(&sample());
+        (header.version, header.not_before) = (1, U64::ZERO);
+        header.flags = U16::new(FLAG_FUA);
+        header.header_crc = U32::ZERO;
+        header.header_crc = U32::new(crc32c(header.as_bytes()));
+        let info = UpdateInfo { described: false, not_before: SetId(0), ..sample() };
+        assert_eq!(UpdateHeader::check(header.as_bytes()), Ok(info));
+    }
+
+    #[test]
+    fn a_payload_that_was_read_back_changes_no_digest() {
+        let (exact, later) = (sample(), UpdateInfo { payload_crc: 1, ..sample() });
+        assert_eq!(digest_of(&exact), digest_of(&later));
+        let own = |payload_crc| UpdateInfo { payload_crc, described: false, ..sample() };
+        assert_ne!(digest_of(&own(1)), digest_of(&own(2)));
     }
 
     fn crc_of_zeroed(bytes: &[u8]) -> u32 {

@@ -2,8 +2,9 @@
 
 use super::unique;
 use crate::config::limits::*;
+use crate::config::mirror::Mirror;
 use crate::config::reader::Doc;
-use crate::config::types::{Disk, Group, MirrorPolicy, Mover, Role};
+use crate::config::types::{ClusterStoreKind, Disk, Group, MirrorPolicy, Mover, Role};
 use crate::config::unreplicated::Unreplicated;
 
 pub(super) fn check(doc: &Doc, mover: &Mover) {
@@ -30,6 +31,7 @@ pub(super) fn check(doc: &Doc, mover: &Mover) {
     for (at, group) in groups() {
         copies(doc, mover, at, group);
         partners(doc, mover, at, group);
+        mirror(doc, mover, at, group);
         volumes(doc, mover, at, group);
     }
     identifiers(doc, mover);
@@ -103,6 +105,46 @@ fn partners(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
             doc.error(&key, found, allowed);
         }
     }
+}
+
+/// Mirroring metadata alone needs a second place for the data: a base that whoever takes a volume over can
+/// read (G12).
+fn mirror(doc: &Doc, mover: &Mover, at: usize, group: &Group) {
+    let key = format!("group[{at}].mirror");
+    if group.mirror == Mirror::Data || !doc.sound(&[&key]) {
+        return;
+    }
+    let found = "metadata";
+    if group.copies < 2 {
+        doc.error(
+            &key,
+            quoted(found),
+            "\"data\", or copies of at least 2: there is nothing to mirror",
+        );
+        return;
+    }
+    if mover.cluster.store == ClusterStoreKind::Embedded && doc.sound(&["cluster.store"]) {
+        let allowed = "\"data\", or cluster.store = \"etcd\": otherwise no mover takes a volume over \
+                       and reads its data";
+        doc.error(&key, quoted(found), allowed);
+        return;
+    }
+    for (index, volume) in group.volumes.iter().enumerate() {
+        let base = format!("group[{at}].volume[{index}].base");
+        let is_read_by_all = volume.base.shared() && volume.base.nsid().is_some();
+        if !is_read_by_all && !doc.any_below(&base) {
+            let found = format!("{} with mirror = {:?} in its group", quoted(&volume.name), found);
+            let allowed = "an NVMe namespace that all primary movers reach: data are read from there \
+                           when a mover fails; or mirror = \"data\"";
+            doc.error(&base, found, allowed);
+        }
+    }
+    doc.warn(
+        &key,
+        format!("group {:?} mirrors metadata: its points in time are weaker", group.name),
+        "when a mover fails, what only it had is read from the primary volumes, and sets of which data \
+         were overwritten by then are merged with the later ones",
+    );
 }
 
 fn volumes(doc: &Doc, mover: &Mover, at: usize, group: &Group) {

@@ -146,6 +146,15 @@ impl Driver {
                 );
                 self.event(at, EventLevel::Error, "take-over", group.as_deref(), message);
             }
+            Report::Merged { group, set, until } => {
+                let name = self.group_name(Some(group));
+                let message = format!(
+                    "data of updates in set {} were overwritten before they were read back: sets from it \
+                     to {} at most are one point in time",
+                    set.0, until.0
+                );
+                self.event(at, EventLevel::Warning, "merged", name.as_deref(), message);
+            }
             Report::Moved { volume, from, .. } => {
                 if from.mover.0 == self.mover.mover.id {
                     self.paths.push((volume, PathState::NonOptimized));

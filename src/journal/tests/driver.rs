@@ -65,6 +65,8 @@ impl Desk {
             time_ns: 0,
             time_error_ns: 0,
             forward: crate::proto::types::ForwardId(0),
+            described: false,
+            not_before: SetId(0),
         };
         payload.resize(payload_len.next_multiple_of(64), 0);
         let mut header = [0; UPDATE_HEADER_BYTES];

@@ -15,7 +15,7 @@ mod view;
 pub use view::CoordinatorView;
 
 use super::command::{Command, Report, SetState};
-use super::limits::OPEN_SETS_MAX;
+use super::limits::{OPEN_SETS_MAX, OPEN_SETS_SPARE};
 use super::message::{BrokenReason, FactsPart, Message, VolumeFacts};
 use super::sabotage::Sabotage;
 use super::types::{Epoch, GroupId, MapVersion, Nanos, SetId, ShardId};
@@ -96,6 +96,8 @@ struct Group {
     /// Heard while gathering: it can form no sets, which it is told when all shards have spoken.
     doomed: Option<BrokenReason>,
     broken: Option<BrokenReason>,
+    /// The last set that the secondary needs to commit any.
+    needed: SetId,
     boundaries: u64,
     delayed: u64,
 }
@@ -149,6 +151,7 @@ impl Boundary {
                 broken: None,
                 boundaries: 0,
                 delayed: 0,
+                needed: SetId(0),
             })
             .collect();
         Self {
@@ -209,6 +212,12 @@ impl Boundary {
         self.groups.iter().any(|group| group.phase == Phase::Preparing)
     }
 
+    /// Whether a group forms no sets, as all shards have been told.
+    #[must_use]
+    pub fn is_broken(&self, id: GroupId) -> bool {
+        self.groups.iter().any(|group| group.id == id && group.broken.is_some())
+    }
+
     /// Sets the period of a group (F2); the open set ends one period after it began, or at once
     /// when that is past. False when the group is unknown.
     pub fn set_period(&mut self, now: Nanos, id: GroupId, period_ns: u64) -> bool {
@@ -242,7 +251,8 @@ impl Boundary {
 
     fn begin(&mut self, now: Nanos, index: usize) {
         let group = &mut self.groups[index];
-        if group.sets.len() >= OPEN_SETS_MAX {
+        let spare = if group.needed == group.open { OPEN_SETS_SPARE } else { 0 };
+        if group.sets.len() >= OPEN_SETS_MAX + spare {
             group.delayed += 1;
             group.next_at = now.after(group.period_ns.min(1_000_000));
             return;
@@ -388,7 +398,10 @@ impl Boundary {
             (Message::Closed { set, facts, .. }, Some(shard)) => {
                 self.closed(index, shard, set, facts);
             }
-            (Message::CloseNow { set, .. }, Some(_)) => {
+            (Message::CloseNow { set, needed, .. }, Some(_)) => {
+                if needed {
+                    self.groups[index].needed = set.max(self.groups[index].needed);
+                }
                 if self.groups[index].phase == Phase::Open && self.groups[index].open == set {
                     self.begin(now, index);
                 }

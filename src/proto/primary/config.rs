@@ -83,6 +83,9 @@ pub struct GroupConfig {
     pub policy: MirrorPolicy,
     /// How updates are numbered.
     pub numbering: Numbering,
+    /// Whether the other copies are descriptions, headers without payload (G12). Who takes a volume over reads
+    /// the payload back from its base, which every member must reach.
+    pub described: bool,
 }
 
 /// A volume as the shards that take its updates see it.

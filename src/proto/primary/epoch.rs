@@ -175,7 +175,11 @@ impl PrimaryShard {
             update.mirrors_pending &= !gone;
             update.mirrors_travelling &= !gone;
             if update.has(RELEASED) {
-                self.free_if_unused(slot);
+                if update.mirrors_pending == 0 && self.is_void_and_waits(slot) {
+                    self.void_known(slot);
+                } else {
+                    self.free_if_unused(slot);
+                }
                 continue;
             }
             self.mirror_again(slot);
@@ -370,6 +374,8 @@ impl PrimaryShard {
             time_ns: forward.time.time_ns,
             time_error_ns: forward.time.error_ns,
             forward: id,
+            described: false,
+            not_before: SetId(0),
         };
         let (buf, volume) = (forward.buf, forward.volume);
         self.arrived.push_back(Arrived { info, buf, volume, from: HERE });

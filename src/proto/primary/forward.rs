@@ -217,6 +217,8 @@ impl PrimaryShard {
             time_ns: update.time.time_ns,
             time_error_ns: update.time.error_ns,
             forward: id,
+            described: false,
+            not_before: SetId(0),
         };
         if crowded && self.groups[group].broken.is_none() {
             self.ask_for_early_close(group);
@@ -267,7 +269,7 @@ impl PrimaryShard {
         let (buf, charge) = (forward.buf, Some((forward.to, forward.record_bytes)));
         let (group, bytes) = (self.volumes[forward.volume as usize].group, forward.record_bytes);
         let volume = forward.volume;
-        self.store.insert(from, volume, *info, buf, charge);
+        self.store.insert(from, volume, *info, buf, charge, false);
         self.groups[group].sets.count_forward(info.set, bytes);
         RecordVerdict::Numbered { buf }
     }

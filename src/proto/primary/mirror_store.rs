@@ -23,6 +23,8 @@ pub struct Mirrored {
     pub from: ShardId,
     /// Its number turned out void.
     pub void: bool,
+    /// It is a description: the header alone (G12).
+    pub described: bool,
     /// This shard took it itself (G3): the peer whose grant it is charged against, and the bytes.
     pub(super) charge: Option<(u8, u32)>,
     /// Index of the volume at the shard; [`UNKNOWN`] when it takes no updates for it.
@@ -96,6 +98,7 @@ impl MirrorStore {
         info: UpdateInfo,
         buf: BufRef,
         charge: Option<(u8, u32)>,
+        described: bool,
     ) {
         let known =
             self.sets.iter().rposition(|held| held.group == info.group && held.set == info.set);
@@ -109,6 +112,7 @@ impl MirrorStore {
             buf,
             from,
             void: false,
+            described,
             charge,
             volume,
             orphan: false,

@@ -3,7 +3,7 @@
 
 use super::room::Admitted;
 use super::shard::PrimaryShard;
-use super::slab::{ELSEWHERE, FIRST_IN_RANGE, HERE, NIL, NOBODY, RELEASED, Update};
+use super::slab::{DESCRIBED, ELSEWHERE, FIRST_IN_RANGE, HERE, NIL, NOBODY, RELEASED, Update};
 use crate::proto::command::{Command, HostTag, RecordRole};
 use crate::proto::ranges::Admission as RangeAdmission;
 use crate::proto::sabotage::Sabotage;
@@ -62,6 +62,8 @@ impl PrimaryShard {
         volume.next_seq = seq.next();
         let tracking = group.broken.is_some();
         let set = if tracking { SetId(0) } else { group.sets.open().map_or(SetId(0), |s| s.id) };
+        // What has no payload is described in full by its header.
+        let described = group.described && update.payload_len > 0;
         let info = UpdateInfo {
             kind: update.kind,
             fua: update.fua,
@@ -84,6 +86,8 @@ impl PrimaryShard {
             time_ns: update.time.time_ns,
             time_error_ns: update.time.error_ns,
             forward: if origin == HERE { ForwardId(0) } else { ForwardId(update.tag.0) },
+            described,
+            not_before: SetId(0),
         };
         let unheard = origin != HERE && self.sabotage.is(Sabotage::NumberUnheard);
         let slot = self.slab.insert(Update {
@@ -104,7 +108,7 @@ impl PrimaryShard {
             generation: 0,
             kind: update.kind,
             fua: update.fua,
-            flags: if tracking { RELEASED } else { 0 },
+            flags: if tracking { RELEASED } else { 0 } | if described { DESCRIBED } else { 0 },
         });
         let mut crowded = self.slab.used() > self.slab.max() / 2;
         if volume.lost_from != Seq(0)
@@ -135,7 +139,7 @@ impl PrimaryShard {
             } else {
                 mirror.used_bytes += u64::from(update.record_bytes);
                 crowded |= mirror.is_crowded();
-                RecordRole::Mirror
+                if described { RecordRole::Description } else { RecordRole::Mirror }
             };
             let token = self.slab.token(slot, index as u8);
             let (to, buf) = (mirror.shard, update.buf);
@@ -189,6 +193,8 @@ impl PrimaryShard {
                 HERE | NOBODY => ForwardId(0),
                 _ => ForwardId(update.tag.0),
             },
+            described: update.has(DESCRIBED),
+            not_before: SetId(0),
         }
     }
 

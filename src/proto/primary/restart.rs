@@ -47,8 +47,15 @@ impl PrimaryShard {
         }
     }
 
-    /// The link to `peer` is up with a new memory at the other end: what was queued there is lost.
+    /// The link to `peer` is up with a new memory at the other end: what was queued there is lost, commands that
+    /// were not carried out yet included.
     pub fn handle_peer_up(&mut self, peer: ShardId) {
+        // What is to be sent there and was not yet is as lost as what was: it would reach another life of the
+        // peer than the one that it is counted for.
+        self.commands.retain(|command| match command {
+            Command::Send { to, .. } | Command::SendRecord { to, .. } => *to != peer,
+            _ => true,
+        });
         if peer == self.coordinator && self.recovery.is_none() {
             self.greet_coordinator();
         }
@@ -65,6 +72,7 @@ impl PrimaryShard {
     pub(super) fn greet_coordinator(&mut self) {
         let to = self.coordinator;
         self.tell_planned();
+        self.ask_to_close_merged();
         for index in 0..self.groups.len() {
             let group = &self.groups[index];
             let lost = group.lost.then_some(BrokenReason::MoversLost);

@@ -6,13 +6,13 @@
 //! together, when the last part is on the base.
 
 use super::shard::PrimaryShard;
-use super::slab::{DONE, VOID};
+use super::slab::{DONE, NOBODY, UNREAD, VOID};
 use super::takeover::{Standing, TAG_RESTORE};
-use crate::proto::command::{Command, Report};
+use crate::proto::command::{Command, Report, Token};
 use crate::proto::limits::{APPLY_RETRY_NS_MAX, APPLY_RETRY_NS_MIN};
 use crate::proto::sabotage::Sabotage;
-use crate::proto::types::{Extent, Nanos, NvmeStatus};
-use alloc::collections::BTreeMap;
+use crate::proto::types::{Extent, Nanos, NvmeStatus, SetId};
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// The bringing up to date of a base.
@@ -25,6 +25,15 @@ pub(super) struct Restore {
     /// The updates before this one are known to be held as often as they should be.
     safe: usize,
     fenced: bool,
+    /// Updates of which only descriptions were left, until their payload was read back from the base (G12).
+    unread: BTreeSet<u32>,
+    /// The same of updates that have their fate: these are not waited for.
+    unread_too: Vec<Token>,
+    reading: bool,
+    /// The last set of which the base can have anything.
+    until: SetId,
+    /// Of these, those whose payload is not what the description says.
+    overtaken: Vec<u32>,
     issued: bool,
     /// Parts under way.
     outstanding: usize,
@@ -37,19 +46,36 @@ pub(super) struct Restore {
 }
 
 impl Restore {
-    /// Of the recovered updates in `slots`, of which `parts` go to the base.
-    pub(super) fn new(slots: Vec<u32>, parts: Vec<Part>) -> Self {
+    /// Of the recovered updates in `slots`, of which `parts` go to the base, once the payload of those in
+    /// `unread` was read back from there; of updates that have their fate that need not be waited for. It can have
+    /// nothing of a set after `until`.
+    pub(super) fn new(
+        slots: Vec<u32>,
+        parts: Vec<Part>,
+        (unread, unread_too): (BTreeSet<u32>, Vec<Token>),
+        until: SetId,
+    ) -> Self {
         Self {
             slots,
             parts,
             safe: 0,
             fenced: false,
+            unread,
+            unread_too,
+            reading: false,
+            until,
+            overtaken: Vec::new(),
             issued: false,
             outstanding: 0,
             failed: Vec::new(),
             attempts: 0,
             retry_at: Nanos::NEVER,
         }
+    }
+
+    /// The last set of which the base can have anything.
+    pub(super) fn until(&self) -> SetId {
+        self.until
     }
 }
 
@@ -71,7 +97,7 @@ impl PrimaryShard {
             if update.has(VOID) {
                 continue;
             }
-            if self.sabotage.is(Sabotage::RestoreOld) {
+            if self.sabotage.is(Sabotage::RestoreOld) && !update.has(UNREAD) {
                 parts.push(Part { slot: *slot, extent });
                 continue;
             }
@@ -85,7 +111,7 @@ impl PrimaryShard {
                     .or_else(|| covered.range(at..extent.end()).next());
                 let (from, to) = next.map_or((u64::MAX, u64::MAX), |(from, to)| (*from, *to));
                 let end = from.min(extent.end());
-                if end > at {
+                if end > at && !update.has(UNREAD) {
                     let extent = Extent { lba: at, blocks: (end - at) as u32 };
                     parts.push(Part { slot: *slot, extent });
                 }
@@ -132,6 +158,19 @@ impl PrimaryShard {
             return self.finish_restore(index);
         }
         if !restore.fenced {
+            return;
+        }
+        if !core::mem::replace(&mut restore.reading, true) {
+            // Before anything is written: what is there is what the mover that failed has left.
+            let (unread, mut again) = (restore.unread.clone(), restore.unread_too.clone());
+            for slot in unread {
+                self.read_back(slot);
+            }
+            self.unreadable.append(&mut again);
+            self.read_back_again();
+        }
+        let Standing::Restoring(restore) = &mut self.volumes[index].standing else { return };
+        if !restore.unread.is_empty() {
             return;
         }
         let broken = self.groups[group].broken.is_some();
@@ -228,6 +267,7 @@ impl PrimaryShard {
     #[cold]
     fn retry_restores(&mut self, now: Nanos) {
         self.retry_at = Nanos::NEVER;
+        self.read_back_again();
         for index in 0..self.volumes.len() {
             let Standing::Restoring(restore) = &mut self.volumes[index].standing else { continue };
             if restore.retry_at > now {
@@ -268,8 +308,36 @@ impl PrimaryShard {
         self.commands.push_back(Command::Report(report));
         for slot in restore.slots {
             debug_assert!(!self.slab.get(slot).has(DONE));
-            let status = self.void_status(slot).unwrap_or(NvmeStatus::SUCCESS);
+            let status = match self.void_status(slot) {
+                Some(status) => status,
+                // Whether the base has it, or had it, is not known: its source tries again.
+                None if self.is_uncertain(slot, &restore.overtaken) => NvmeStatus::ANA_TRANSITION,
+                None => NvmeStatus::SUCCESS,
+            };
             self.fate(slot, status);
         }
+    }
+
+    /// The payload of a recovered update was read back, and is its own or not.
+    pub(super) fn restore_has_read(&mut self, slot: u32, own: bool) {
+        let index = self.slab.get(slot).volume as usize;
+        let Standing::Restoring(restore) = &mut self.volumes[index].standing else { return };
+        if restore.unread.remove(&slot) {
+            restore.overtaken.extend((!own).then_some(slot));
+            self.try_restore(index);
+        }
+    }
+
+    /// Whether the base may have neither an update nor a later one in its place, of which somebody waits to hear:
+    /// it, or a later one that it overlaps, was recovered from its description alone, and the base has
+    /// something else there.
+    fn is_uncertain(&self, slot: u32, overtaken: &[u32]) -> bool {
+        let update = self.slab.get(slot);
+        update.origin != NOBODY
+            && !self.sabotage.is(Sabotage::AnswerOvertaken)
+            && overtaken
+                .iter()
+                .map(|other| self.slab.get(*other))
+                .any(|other| other.seq >= update.seq && other.extent.overlaps(update.extent))
     }
 }

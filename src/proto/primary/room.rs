@@ -107,7 +107,7 @@ impl PrimaryShard {
             && open.released
         {
             open.close_asked = true;
-            let message = Message::CloseNow { group: group.id, set: open.id };
+            let message = Message::CloseNow { group: group.id, set: open.id, needed: false };
             self.commands.push_back(Command::Send { to: self.coordinator, message });
         }
     }

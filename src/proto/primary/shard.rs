@@ -8,8 +8,8 @@ use super::number::owner_index;
 use super::peers::{Mirror, Target, target_index};
 use super::sets::OwnSets;
 use super::slab::{
-    AT_BASE, CONFIRMED, DONE, FIRST_IN_RANGE, HERE, NOBODY, RECOVERED, RELEASED, SAFE, Slab,
-    TRAVELS, VOID,
+    AT_BASE, CONFIRMED, DESCRIBED, DONE, FIRST_IN_RANGE, HERE, NOBODY, RECOVERED, RELEASED, SAFE,
+    Slab, TRAVELS, VOID,
 };
 use super::take::Arrived;
 use super::takeover::{Recovery, Standing, TAG_FENCE, TAG_RESTORE};
@@ -103,6 +103,10 @@ pub(super) struct Group {
     /// Copies beside this shard's, as far as there are members.
     pub(super) wanted_mirrors: u32,
     pub(super) policy: MirrorPolicy,
+    /// Copies are descriptions (G12).
+    pub(super) described: bool,
+    /// What was read back for recovered updates may be of sets up to this one.
+    pub(super) merged_until: SetId,
     pub(super) sets: OwnSets,
     pub(super) confirmed: SetId,
     /// The map by which the open set is numbered.
@@ -153,6 +157,12 @@ pub struct PrimaryShard {
     pub(super) retry_at: Nanos,
     /// By slot: the retained updates whose numbers are void.
     pub(super) voids: BTreeMap<u32, Voided>,
+    /// By slot: descriptions of updates whose payload was read back since. They may still travel.
+    pub(super) descriptions: BTreeMap<u32, BufRef>,
+    /// Payloads that bases were asked for and have not answered.
+    pub(super) reading: u32,
+    /// What a base would not read back, until [`Self::retry_at`].
+    pub(super) unreadable: Vec<Token>,
     pub(super) store: MirrorStore,
     pub(super) forwards: Forwards,
     /// Forwarded updates without a number, oldest first.
@@ -228,6 +238,8 @@ impl PrimaryShard {
                 copies: u32::from(group.copies.max(1)),
                 wanted_mirrors: u32::from(group.copies.max(1)) - 1,
                 policy: group.policy,
+                described: group.described,
+                merged_until: SetId(0),
                 sets: OwnSets::new(ids.clone()),
                 confirmed: SetId(0),
                 map: config.map_version,
@@ -276,6 +288,9 @@ impl PrimaryShard {
             targets,
             retry_at: Nanos::NEVER,
             voids: BTreeMap::new(),
+            descriptions: BTreeMap::new(),
+            reading: 0,
+            unreadable: Vec::new(),
             store: MirrorStore::new(config.mirrored_max, config.forwards_max),
             forwards: Forwards::new(config.forwards_max),
             arrived: VecDeque::with_capacity(config.forwards_max as usize),
@@ -348,7 +363,9 @@ impl PrimaryShard {
     pub(super) fn became_safe(&mut self, slot: u32) {
         self.slab.get_mut(slot).flags |= SAFE;
         self.try_base(slot);
-        self.queue_transfer(slot);
+        if !self.slab.get(slot).has(DESCRIBED) {
+            self.queue_transfer(slot);
+        }
     }
 
     /// Issues the base write if nothing stands against it (invariants 1, 2, 3, 5).
@@ -455,6 +472,9 @@ impl PrimaryShard {
                 self.report_closed(group);
             }
         }
+        if self.slab.get(slot).has(DESCRIBED) {
+            self.queue_transfer(slot);
+        }
         if self.is_leaving() && !was_recovered {
             self.left_behind(volume as u32);
         }
@@ -481,6 +501,11 @@ impl PrimaryShard {
         if self.slab.get(slot).has(VOID) {
             self.voids.remove(&slot);
         }
+        if self.slab.get(slot).has(DESCRIBED)
+            && let Some(buf) = self.descriptions.remove(&slot)
+        {
+            self.commands.push_back(Command::Free { buf });
+        }
         self.slab.remove(slot);
         self.commands.push_back(Command::Free { buf });
     }
@@ -503,11 +528,12 @@ impl PrimaryShard {
         let volume = self.volume_index(info.volume).unwrap_or(UNKNOWN);
         self.mark_heard(volume, info.seq);
         match role {
-            RecordRole::Mirror => {}
+            RecordRole::Mirror | RecordRole::Description => {}
             RecordRole::Forward => return self.take(from, info, buf),
             RecordRole::Numbered => return self.forward_numbered(from, info),
-            RecordRole::Resend => return self.recovered(from, info, buf, false),
-            RecordRole::ResendVoid => return self.recovered(from, info, buf, true),
+            RecordRole::Resend | RecordRole::ResendVoid | RecordRole::ResendDescription => {
+                return self.recovered(from, info, buf, role);
+            }
             RecordRole::Voided => return self.void_arrived(from, volume, info, buf),
             RecordRole::Transfer | RecordRole::SecondaryMirror | RecordRole::Answer => {
                 return RecordVerdict::NotNeeded;
@@ -521,7 +547,8 @@ impl PrimaryShard {
         if self.store.is_full() {
             return RecordVerdict::Full;
         }
-        self.store.insert(from, volume, *info, buf, None);
+        let described = role == RecordRole::Description;
+        self.store.insert(from, volume, *info, buf, None, described);
         self.counters.mirrored += 1;
         RecordVerdict::Kept
     }

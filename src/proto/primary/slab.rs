@@ -38,6 +38,11 @@ pub(super) const RECOVERED: u16 = 256;
 /// Its set is confirmed, but it lacks copies, so members may not know that: they are told by copies.
 pub(super) const CONFIRMED: u16 = 512;
 
+/// Its mirror copies are descriptions (G12): the secondary gets what the base has, once it has it.
+pub(super) const DESCRIBED: u16 = 1024;
+/// Its payload is not here: a description is all that the members had.
+pub(super) const UNREAD: u16 = 2048;
+
 /// One retained update.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Update {
@@ -72,6 +77,13 @@ pub(super) struct Update {
 impl Update {
     pub(super) fn has(&self, flags: u16) -> bool {
         self.flags & flags == flags
+    }
+
+    /// Whether it is not certain yet what the secondary gets: where copies are descriptions, that is what the base
+    /// has once the update has its fate (G12).
+    #[inline]
+    pub(super) fn awaits_base(&self) -> bool {
+        self.has(UNREAD) || self.has(DESCRIBED) && !self.has(DONE)
     }
 }
 

@@ -19,9 +19,10 @@
 use super::forward::Forward;
 use super::mirror_store::Mirrored;
 use super::peers::Mirror;
+use super::read_back::TAG_READ;
 use super::restore::Restore;
 use super::shard::{PrimaryShard, RecordVerdict, Volume};
-use super::slab::{HERE, NIL, NOBODY, RECOVERED, SAFE, Update};
+use super::slab::{DESCRIBED, HERE, NIL, NOBODY, RECOVERED, SAFE, UNREAD, Update};
 use crate::proto::command::{Command, HostTag, RecordRole, Report, Token};
 use crate::proto::limits::{FACTS_PER_PART, RETAINED_UPDATES_MAX};
 use crate::proto::message::{Held, Kept, Message};
@@ -85,6 +86,8 @@ struct Gathered {
     holders: u64,
     /// Its base write failed, as the shard that failed had said: there may be no payload.
     void: bool,
+    /// It is a description: the payload is to be read back from the base (G12).
+    described: bool,
 }
 
 impl PrimaryShard {
@@ -117,7 +120,8 @@ impl PrimaryShard {
             mine && volume.is_some_and(Volume::is_gathering)
         });
         for copy in own {
-            let gathered = Gathered { info: copy.info, buf: copy.buf, holders: 0, void: copy.void };
+            let Mirrored { info, buf, void, described, .. } = copy;
+            let gathered = Gathered { info, buf, holders: 0, void, described };
             recovery.records.insert((copy.volume, copy.info.seq), gathered);
         }
         self.recovery = Some(recovery);
@@ -207,13 +211,14 @@ impl PrimaryShard {
         }
     }
 
-    /// A copy that a member holds of a volume that this shard takes over; of a `void` number the header alone.
+    /// A copy that a member holds of a volume that this shard takes over: the update, its description, or of a
+    /// void number the header alone, as `role` says.
     pub(super) fn recovered(
         &mut self,
         from: ShardId,
         info: &UpdateInfo,
         buf: BufRef,
-        void: bool,
+        role: RecordRole,
     ) -> RecordVerdict {
         let peer = self.mirrors.iter().position(|m| m.shard == from && m.member);
         let volume = self.volume_index(info.volume);
@@ -235,10 +240,17 @@ impl PrimaryShard {
             self.advance_recovery();
             return RecordVerdict::NotNeeded;
         }
-        let fresh = Gathered { info: *info, buf, holders: 0, void: false };
-        let known = recovery.records.contains_key(&(volume, info.seq));
+        let described = role == RecordRole::ResendDescription;
+        let fresh = Gathered { info: *info, buf, holders: 0, void: false, described };
+        let mut known = recovery.records.contains_key(&(volume, info.seq));
         let gathered = recovery.records.entry((volume, info.seq)).or_insert(fresh);
-        gathered.void |= void;
+        if known && gathered.described && role == RecordRole::Resend {
+            // Who took it for the shard that failed has all of it.
+            (gathered.described, known) = (false, false);
+            let description = core::mem::replace(&mut gathered.buf, buf);
+            self.commands.push_back(Command::Free { buf: description });
+        }
+        gathered.void |= role == RecordRole::ResendVoid;
         if gathered.holders & 1 << peer == 0 {
             gathered.holders |= 1 << peer;
             *came += 1;
@@ -262,11 +274,15 @@ impl PrimaryShard {
         }
         copy.owed_to = None;
         copy.resent_to = Some(to);
-        let (buf, void) = (copy.buf, copy.void);
+        let buf = copy.buf;
+        let role = match (copy.void, copy.described) {
+            (true, _) => RecordRole::ResendVoid,
+            (false, true) => RecordRole::ResendDescription,
+            (false, false) => RecordRole::Resend,
+        };
         let mirror = &mut self.mirrors[usize::from(to)];
         mirror.in_flight += 1;
-        let (to, role) =
-            (mirror.shard, if void { RecordRole::ResendVoid } else { RecordRole::Resend });
+        let to = mirror.shard;
         self.commands.push_back(Command::SendRecord { to, role, buf, token });
         self.counters.resent += 1;
     }
@@ -413,7 +429,7 @@ impl PrimaryShard {
     ) {
         let last_kept = kept.iter().map(|kept| kept.last).max().unwrap_or(Seq(0));
         let mut slots = Vec::new();
-        let mut voids = 0;
+        let (mut voids, first_entered) = (0, entered.len());
         // Only what comes after this can be missing.
         let mut before = self.volumes[index as usize].confirmed;
         for gathered in live {
@@ -440,8 +456,14 @@ impl PrimaryShard {
         let (id, next, updates) = (volume.config.id, volume.next_seq, slots.len() as u32);
         let report = Report::TakenOver { volume: id, updates, voids, next };
         self.commands.push_back(Command::Report(report));
+        let is_unread = |slot: &u32| self.slab.get(*slot).has(UNREAD);
+        let unread = slots.iter().copied().filter(is_unread).collect();
+        let entered = entered[first_entered..].iter().copied().filter(is_unread);
+        let entered = entered.map(|slot| self.slab.token(slot, TAG_READ)).collect();
         let parts = self.newest_parts(&slots);
-        let restore = Restore::new(slots, parts);
+        let sets = live.iter().map(|gathered| gathered.info.set);
+        let until = sets.chain(kept.iter().map(|kept| kept.set)).max().unwrap_or_default();
+        let restore = Restore::new(slots, parts, (unread, entered), until);
         self.volumes[index as usize].standing = Standing::Restoring(restore);
         let token = Token(u64::from(TAG_FENCE) << 32 | u64::from(index));
         if self.sabotage.is(Sabotage::TakeOverUnfenced) {
@@ -465,7 +487,12 @@ impl PrimaryShard {
         for gathered in live {
             self.lost_numbers(now, index, before, &gathered.info, kept);
             before = gathered.info.seq;
-            entered.push(self.recover_update(index, gathered, true));
+            let slot = self.recover_update(index, gathered, true);
+            if self.slab.get(slot).has(UNREAD) {
+                // Who failed had no part in the volume any more: nothing of it is to be fenced.
+                self.read_back(slot);
+            }
+            entered.push(slot);
         }
     }
 
@@ -607,7 +634,10 @@ impl PrimaryShard {
             generation: 0,
             kind: info.kind,
             fua: info.fua,
-            flags: if safe { RECOVERED | SAFE } else { RECOVERED },
+            flags: RECOVERED
+                | if safe { SAFE } else { 0 }
+                | if info.described { DESCRIBED } else { 0 }
+                | if gathered.described && !gathered.void { UNREAD } else { 0 },
         });
         for index in 0..self.mirrors.len() as u8 {
             if gathered.holders & 1 << index != 0 && index != origin {
@@ -641,19 +671,19 @@ impl PrimaryShard {
         if update.mirrors & 1 << taker != 0 {
             return;
         }
+        if update.has(UNREAD) {
+            // What the base has counts. If the taker had all of it under its number, who takes the volume over
+            // next would bring it to the base after all.
+            self.recovered_forwards.push((taker, id));
+            return self.drop_arrived(taker, id);
+        }
+        let update = self.slab.get_mut(slot);
         update.mirrors |= 1 << taker;
         update.mirrors_pending |= 1 << taker;
         update.mirrors_travelling |= 1 << taker;
         let buf = update.buf;
         self.recovered_forwards.push((taker, id));
-        let commands = &mut self.commands;
-        self.arrived.retain(|arrived| {
-            let same = arrived.from == taker && arrived.info.forward == id;
-            if same {
-                commands.push_back(Command::Free { buf: arrived.buf });
-            }
-            !same
-        });
+        self.drop_arrived(taker, id);
         let token = self.slab.token(slot, taker);
         let mirror = &mut self.mirrors[usize::from(taker)];
         if !mirror.up {
@@ -663,5 +693,17 @@ impl PrimaryShard {
         mirror.in_flight += 1;
         let (to, role) = (mirror.shard, RecordRole::Numbered);
         self.commands.push_back(Command::SendRecord { to, role, buf, token });
+    }
+
+    /// What the peer at `taker` calls `id` has its number, and has come again without.
+    fn drop_arrived(&mut self, taker: u8, id: ForwardId) {
+        let commands = &mut self.commands;
+        self.arrived.retain(|arrived| {
+            let same = arrived.from == taker && arrived.info.forward == id;
+            if same {
+                commands.push_back(Command::Free { buf: arrived.buf });
+            }
+            !same
+        });
     }
 }

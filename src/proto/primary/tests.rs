@@ -13,6 +13,7 @@ use crate::proto::types::{
 use crate::wire::update::{UpdateInfo, digest_of};
 
 mod breaking;
+mod described;
 mod forwarding;
 mod handoff;
 mod takeover;
@@ -39,6 +40,7 @@ fn config(me: ShardId, other: ShardId, copies: u8) -> PrimaryConfig {
             copies,
             policy: MirrorPolicy::Load,
             numbering: Numbering::Volume,
+            described: false,
         }],
         volumes: vec![VolumeConfig {
             id: VolumeId(u32::from(me.mover.0)),
@@ -323,7 +325,8 @@ fn a_failed_base_write_is_void_told_to_host_mirrors_and_manifest() {
 fn records_are_freed_only_after_confirmation_and_delivery_to_the_secondary() {
     let mut shard = started(2);
     shard.handle_peer_up(S1);
-    let resume = Message::Resume { group: G, stored: SetId(0), applied: SetId(0) };
+    let resume =
+        Message::Resume { group: G, stored: SetId(0), applied: SetId(0), not_before: SetId(0) };
     shard.handle_message(Nanos(0), S1, E, resume);
     write(&mut shard, 1, 100);
     prepare(&mut shard, 2);
@@ -371,7 +374,10 @@ fn a_spent_mirror_budget_is_back_pressure_and_asks_for_an_early_boundary() {
     }
     assert_eq!(tag, 40_000 / 4352);
     let batch = commands(&mut shard);
-    let asked = Command::Send { to: P1, message: Message::CloseNow { group: G, set: SetId(1) } };
+    let asked = Command::Send {
+        to: P1,
+        message: Message::CloseNow { group: G, set: SetId(1), needed: false },
+    };
     assert_eq!(batch.iter().filter(|c| **c == asked).count(), 1);
     for token in sent(&batch, RecordRole::Mirror) {
         shard.handle_delivered(token);
@@ -409,11 +415,13 @@ fn transfer_resumes_after_what_the_secondary_has_stored() {
     let batch = finish_all(&mut shard);
     assert!(sent(&batch, RecordRole::Transfer).is_empty(), "the secondary has not spoken yet");
     shard.handle_peer_up(S1);
-    let resume = Message::Resume { group: G, stored: SetId(1), applied: SetId(1) };
+    let resume =
+        Message::Resume { group: G, stored: SetId(1), applied: SetId(1), not_before: SetId(0) };
     shard.handle_message(Nanos(0), S1, E, resume.clone());
     assert_eq!(sent(&commands(&mut shard), RecordRole::Transfer).len(), 1);
     shard.handle_peer_up(S1);
-    let nothing = Message::Resume { group: G, stored: SetId(0), applied: SetId(0) };
+    let nothing =
+        Message::Resume { group: G, stored: SetId(0), applied: SetId(0), not_before: SetId(0) };
     shard.handle_message(Nanos(0), S1, E, nothing);
     assert_eq!(sent(&commands(&mut shard), RecordRole::Transfer).len(), 2);
 }

@@ -16,7 +16,7 @@ impl PrimaryShard {
         let update = self.slab.get(slot);
         let volume = &self.volumes[update.volume as usize];
         let Some(target) = volume.target else { return };
-        if update.set == SetId(0) || update.has(VOID) {
+        if update.set == SetId(0) || update.has(VOID) || update.awaits_base() {
             return;
         }
         let group = volume.group;
@@ -105,7 +105,7 @@ impl PrimaryShard {
             }
             if update.set <= stored {
                 update.flags |= TRANSFERRED;
-            } else if update.has(SAFE) && !update.has(VOID) {
+            } else if update.has(SAFE) && !update.has(VOID) && !update.awaits_base() {
                 update.flags &= !TRANSFERRED;
                 let token = self.slab.token(slot, TAG_TARGET + index as u8);
                 self.targets[index].backlog.push_back(token);

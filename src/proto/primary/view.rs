@@ -40,6 +40,10 @@ pub struct PrimaryCounters {
     pub bytes: u64,
     /// Updates completed to the host with success.
     pub acknowledged: u64,
+    /// Recovered updates whose payload the base was asked for (G12).
+    pub read_back: u64,
+    /// Of these, those for which it has something else.
+    pub overtaken: u64,
     /// Copies of other shards' updates taken in.
     pub mirrored: u64,
     /// Updates of volumes of others, forwarded to them (G3).

@@ -9,7 +9,7 @@
 //! header alone, too.
 
 use super::shard::{PrimaryShard, RecordVerdict};
-use super::slab::{DONE, RECOVERED, VOID};
+use super::slab::{DESCRIBED, DONE, RECOVERED, VOID};
 use crate::proto::command::{Command, RecordRole, Report};
 use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{BufRef, NvmeStatus, ShardId};
@@ -75,6 +75,7 @@ impl PrimaryShard {
                 voided.told |= 1 << index;
                 RecordRole::Voided
             }
+            _ if self.slab.get(slot).has(DESCRIBED) => RecordRole::Description,
             _ => RecordRole::Mirror,
         }
     }
@@ -136,7 +137,7 @@ impl PrimaryShard {
         if self.store.is_full() {
             return RecordVerdict::Full;
         }
-        self.store.insert(from, volume, *info, buf, None);
+        self.store.insert(from, volume, *info, buf, None, false);
         self.store.void(info);
         self.counters.mirrored += 1;
         RecordVerdict::Kept

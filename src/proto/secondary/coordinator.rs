@@ -75,6 +75,8 @@ struct Row {
     known: bool,
     stored: SetId,
     applied: SetId,
+    /// What is stored there is no point in time before all up to this set is everywhere (G12).
+    not_before: SetId,
 }
 
 /// A set that is not yet committed.
@@ -115,6 +117,16 @@ impl Group {
     }
     fn applied_everywhere(&self) -> Option<SetId> {
         self.rows.iter().map(|row| row.known.then_some(row.applied)).min()?
+    }
+    /// Whether a set that is applied everywhere is a point in time: it has a commit of its own. One that a commit
+    /// of a later set covers is only a part of that (G12).
+    fn is_boundary(&self, applied: SetId) -> bool {
+        let mut later = self.commits.iter().filter(|commit| commit.set >= applied);
+        later.next().is_none_or(|commit| commit.set == applied) || applied == SetId(0)
+    }
+    /// Sets up to this one are committed with those before, not alone; 0 for none.
+    fn not_before(&self) -> SetId {
+        self.rows.iter().map(|row| row.not_before).max().unwrap_or_default()
     }
     fn cut_time_ns(&self, set: SetId) -> u64 {
         self.commits.iter().find(|commit| commit.set == set).map_or(0, |commit| commit.cut_time_ns)
@@ -233,14 +245,19 @@ impl SecondaryCoordinator {
                 self.handle_manifest(group, set, cut_time_ns, facts);
             }
             (Message::Lead, None) => {}
-            (Message::Stored { group, set }, Some(shard)) if known(&group) => {
-                self.update(group, shard, |row| row.stored = row.stored.max(set));
+            (Message::Stored { group, set, not_before }, Some(shard)) if known(&group) => {
+                self.update(group, shard, |row| {
+                    row.stored = row.stored.max(set);
+                    row.not_before = row.not_before.max(not_before);
+                });
             }
             (Message::Applied { group, set }, Some(shard)) if known(&group) => {
                 self.update(group, shard, |row| row.applied = row.applied.max(set));
             }
-            (Message::Resume { group, stored, applied }, Some(shard)) if known(&group) => {
-                self.resume(group, shard, stored, applied);
+            (Message::Resume { group, stored, applied, not_before }, Some(shard))
+                if known(&group) =>
+            {
+                self.resume(group, shard, Row { known: true, stored, applied, not_before });
             }
             (Message::PauseApply { group, paused }, _)
                 if from == self.config.me && known(&group) =>
@@ -272,12 +289,13 @@ impl SecondaryCoordinator {
 
     /// A shard says how far it is, and gets what it lacks. What it ever said is durable there, so
     /// a message that overtook this one still holds.
-    fn resume(&mut self, id: GroupId, shard: usize, stored: SetId, applied: SetId) {
+    fn resume(&mut self, id: GroupId, shard: usize, said: Row) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let row = &mut group.rows[shard];
         row.known = true;
-        row.stored = row.stored.max(stored);
-        row.applied = row.applied.max(applied);
+        row.stored = row.stored.max(said.stored);
+        row.applied = row.applied.max(said.applied);
+        row.not_before = row.not_before.max(said.not_before);
         let row = *row;
         let first = group.appended.next();
         let apply = group.started.filter(|started| *started > row.applied);
@@ -384,10 +402,17 @@ impl SecondaryCoordinator {
         if applied < started {
             return;
         }
-        if group.applied < applied {
+        let boundary = group.is_boundary(applied);
+        if boundary && group.applied < applied {
+            // Sets that one commit covers are applied together, too.
+            let first = if group.applied == SetId(0) { applied } else { group.applied.next() };
             group.applied = applied;
-            let (set, state) = (applied, SetState::Applied);
-            self.commands.push_back(Command::Report(Report::SetState { group: id, set, state }));
+            let state = SetState::Applied;
+            for set in (first.0..=applied.0).map(SetId) {
+                let report = Report::SetState { group: id, set, state };
+                self.commands.push_back(Command::Report(report));
+            }
+            let set = applied;
             if let Some(to) = self.leader {
                 let message = Message::Applied { group: id, set };
                 self.commands.push_back(Command::Send { to, message });
@@ -396,7 +421,7 @@ impl SecondaryCoordinator {
         while group.commits.front().is_some_and(|commit| commit.set < applied) {
             group.commits.pop_front();
         }
-        if group.paused {
+        if group.paused && boundary {
             if group.paused_at != Some(applied) {
                 group.paused_at = Some(applied);
                 let report = Report::ApplyPaused { group: id, at: applied, paused: true };

@@ -162,6 +162,7 @@ impl SecondaryShard {
         tally.unsafe_updates -= u64::from(safe);
         if let Some(received) = self.groups[group].set_mut(info.set) {
             received.needs(position);
+            received.not_before = received.not_before.max(info.not_before);
         }
     }
 
@@ -189,9 +190,10 @@ impl SecondaryShard {
                 return false;
             }
         }
-        let mut first_position = position;
+        let (mut first_position, mut not_before) = (position, SetId(0));
         for (volume, info, position) in found {
             first_position = first_position.min(position);
+            not_before = not_before.max(info.not_before);
             let role = RecordRole::Transfer;
             let entry = durable_entry(role, &info, group as u16, volume as u32, position);
             let slot = self.slab.insert(entry);
@@ -206,6 +208,7 @@ impl SecondaryShard {
         if let Some(received) = state.set_mut(set) {
             received.ordinal = Some(0);
             received.manifest = Some(manifest);
+            received.not_before = not_before;
             received.needs(first_position);
         }
         state.stored = set;

@@ -101,6 +101,8 @@ pub(super) struct ReceivedSet {
     pub(super) ordinal: Option<u64>,
     /// The first position in the journal that the set needs.
     pub(super) first_position: Option<JournalPos>,
+    /// It holds payloads of updates up to this set (G12); 0 when it does not.
+    pub(super) not_before: SetId,
 }
 
 impl ReceivedSet {
@@ -181,6 +183,11 @@ impl Group {
     }
     pub(super) fn set(&self, set: SetId) -> Option<&ReceivedSet> {
         self.sets.get(usize::try_from(set.0.checked_sub(self.applied.0 + 1)?).ok()?)
+    }
+    /// Up to which set the stored ones hold payloads of updates (G12).
+    pub(super) fn not_before(&self) -> SetId {
+        let stored = self.stored.0.saturating_sub(self.applied.0) as usize;
+        self.sets.iter().take(stored).map(|set| set.not_before).max().unwrap_or_default()
     }
     /// The set, a new one if need be; none for applied ones.
     pub(super) fn set_mut(&mut self, set: SetId) -> Option<&mut ReceivedSet> {
@@ -374,7 +381,8 @@ impl SecondaryShard {
     }
 
     fn send_stored(&mut self, group: usize, set: SetId) {
-        let message = Message::Stored { group: self.groups[group].id, set };
+        let (group, not_before) = (self.groups[group].id, self.groups[group].not_before());
+        let message = Message::Stored { group, set, not_before };
         self.commands.push_back(Command::Send { to: self.config.coordinator, message });
     }
 

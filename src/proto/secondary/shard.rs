@@ -174,7 +174,9 @@ impl SecondaryShard {
             | RecordRole::Answer
             | RecordRole::Resend
             | RecordRole::Voided
-            | RecordRole::ResendVoid => Err(Refusal::Role),
+            | RecordRole::ResendVoid
+            | RecordRole::Description
+            | RecordRole::ResendDescription => Err(Refusal::Role),
         };
         match result {
             Ok(true) => Receipt::Accepted,
@@ -216,7 +218,12 @@ impl SecondaryShard {
             else {
                 return Ok(false);
             };
-            // Journaled before a restart; it comes again for the partner's copy.
+            // Journaled before a restart; it comes again for the partner's copy, perhaps with a payload that was
+            // read back since (G12).
+            let group = usize::from(volume.group);
+            if let Some(received) = self.groups[group].set_mut(info.set) {
+                received.not_before = received.not_before.max(info.not_before);
+            }
             self.slab.give_buf(slot, buf);
             self.send_to_partner(to, slot, buf);
             return Ok(true);
@@ -243,7 +250,9 @@ impl SecondaryShard {
         self.slab.at_mut(slot).mirroring = partner.is_some();
         self.volumes[index].window.insert(info.seq, slot);
         self.volumes[index].tally(info.set).add(info.seq, info.payload_len, digest_of(info));
-        let _ = self.groups[usize::from(group)].set_mut(info.set);
+        if let Some(received) = self.groups[usize::from(group)].set_mut(info.set) {
+            received.not_before = received.not_before.max(info.not_before);
+        }
         self.counters.records += 1;
         if let Some(to) = partner {
             self.send_to_partner(to, slot, buf);
@@ -512,8 +521,8 @@ impl SecondaryShard {
     /// Tells `to` how far every group is.
     pub(super) fn send_resume(&mut self, to: ShardId) {
         for group in &self.groups {
-            let (stored, applied) = (group.stored, group.applied);
-            let message = Message::Resume { group: group.id, stored, applied };
+            let (stored, applied, not_before) = (group.stored, group.applied, group.not_before());
+            let message = Message::Resume { group: group.id, stored, applied, not_before };
             self.commands.push_back(Command::Send { to, message });
         }
         if to == self.config.coordinator {

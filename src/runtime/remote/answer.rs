@@ -273,6 +273,8 @@ impl Poller {
             time_ns: 0,
             time_error_ns: 0,
             forward: ForwardId(ask.0),
+            described: false,
+            not_before: SetId(0),
         };
         let header = UpdateHeader::seal(&info);
         self.arena.header_mut(buf).copy_from_slice(header.as_bytes());

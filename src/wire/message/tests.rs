@@ -57,14 +57,23 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Manifest { group, set, cut_time_ns, facts }
         }),
         gs.clone().prop_map(|(group, set)| Message::Confirmed { group, set }),
-        gs.clone().prop_map(|(group, set)| Message::CloseNow { group, set }),
-        gs.clone().prop_map(|(group, set)| Message::Stored { group, set }),
+        (gs.clone(), any::<bool>()).prop_map(|((group, set), needed)| Message::CloseNow {
+            group,
+            set,
+            needed
+        }),
+        (gs.clone(), any::<u64>()).prop_map(|((group, set), n)| Message::Stored {
+            group,
+            set,
+            not_before: SetId(n)
+        }),
         gs.clone().prop_map(|(group, set)| Message::Apply { group, set }),
         gs.clone().prop_map(|(group, set)| Message::Applied { group, set }),
         (gs.clone(), any::<u64>()).prop_map(|((group, stored), a)| Message::Resume {
             group,
             stored,
-            applied: SetId(a)
+            applied: SetId(a),
+            not_before: SetId(a / 2)
         }),
         any::<u16>().prop_map(|g| Message::Broken {
             group: GroupId(g),

@@ -7,11 +7,11 @@ use crate::proto::primary::takeover::TAG_FENCE;
 use crate::proto::types::{ForwardId, MoverId};
 
 const P3: ShardId = ShardId::new(3, 0);
-const V: VolumeId = VolumeId(1);
+pub(super) const V: VolumeId = VolumeId(1);
 
 /// Epoch `epoch`, in which `members` take part since the epochs beside them, and the last named is
 /// responsible for the volume.
-fn record(epoch: u32, members: &[(ShardId, u32)], owner: ShardId) -> SiteRecord {
+pub(super) fn record(epoch: u32, members: &[(ShardId, u32)], owner: ShardId) -> SiteRecord {
     SiteRecord {
         epoch: Epoch(epoch),
         map_version: MapVersion(epoch),
@@ -28,7 +28,13 @@ fn record(epoch: u32, members: &[(ShardId, u32)], owner: ShardId) -> SiteRecord 
 
 /// P2 of three movers; P1 is responsible for the volume, and set 1 is open.
 fn member() -> PrimaryShard {
+    member_with(config(P1, P3, 2).groups[0])
+}
+
+/// The same with a group that is configured so.
+pub(super) fn member_with(group: GroupConfig) -> PrimaryShard {
     let mut config = config(P1, P3, 2);
+    config.groups[0] = group;
     config.me = P2;
     config.mirrors.push(MirrorPeer { shard: P1, grant_bytes: 1 << 20, is_target: true });
     met(&config)
@@ -40,7 +46,7 @@ fn copy(shard: &mut PrimaryShard, seq: u64, set: u64) -> RecordVerdict {
 }
 
 /// What P1 says of number `seq`.
-fn copy_info(seq: u64, set: u64) -> UpdateInfo {
+pub(super) fn copy_info(seq: u64, set: u64) -> UpdateInfo {
     UpdateInfo {
         kind: UpdateKind::Write,
         fua: false,
@@ -60,6 +66,8 @@ fn copy_info(seq: u64, set: u64) -> UpdateInfo {
         time_ns: 0,
         time_error_ns: 0,
         forward: ForwardId(0),
+        described: false,
+        not_before: SetId(0),
     }
 }
 
@@ -81,7 +89,7 @@ fn take_over_hearing(shard: &mut PrimaryShard, heard: u64) -> (u32, u32, Seq) {
 
 /// P3 says in epoch 2 that it sends so many copies, knows sets up to `confirmed` to be confirmed, and has
 /// heard of numbers up to `heard`.
-fn survey(shard: &mut PrimaryShard, copies: u32, confirmed: u64, heard: u64) {
+pub(super) fn survey(shard: &mut PrimaryShard, copies: u32, confirmed: u64, heard: u64) {
     let held = Held { volume: V, copies, confirmed: Seq(0), heard: Seq(heard), kept: None };
     let (confirmed, open) = (SetId(confirmed), SetId(confirmed + 1));
     let (part, parts, volumes) = (0, 1, vec![held]);

@@ -3,7 +3,7 @@
 //! A set is committed when all shards have stored it. Its commit is needed until all have applied
 //! the set after it; one that alone holds the oldest part of the journal is written anew.
 
-use super::{Pending, SecondaryCoordinator};
+use super::SecondaryCoordinator;
 use crate::proto::command::{Command, JournalEntry, JournalPos, Report, SetState, Token};
 use crate::proto::message::Message;
 use crate::proto::sabotage::Sabotage;
@@ -64,15 +64,20 @@ impl SecondaryCoordinator {
         let before = group.appended;
         // Invariant of a scarce journal: see `secondary`.
         let scarce = self.scarce_shards.contains(&true);
+        // Sets with payloads of later updates are no points in time: one commit covers them all (G12).
+        let merged = group.not_before();
         let last = match group.applied_everywhere() {
-            Some(applied) if scarce => stored.min(applied.next()),
+            Some(applied) if scarce => stored.min(applied.next().max(merged)),
             _ => stored,
         };
-        while group.appended < last
-            && let Some(Pending { facts: Some(_), cut_time_ns, .. }) = group.pending.front()
-        {
-            let cut_time_ns = *cut_time_ns;
-            let set = group.appended.next();
+        while group.appended < last {
+            let set = group.appended.next().max(merged);
+            let count = (set.0 - group.appended.0) as usize;
+            let known = group.pending.iter().take(count).filter(|set| set.facts.is_some()).count();
+            if set > last || known < count {
+                break;
+            }
+            let cut_time_ns = group.pending[count - 1].cut_time_ns;
             self.ordinal += 1;
             let ordinal = self.ordinal;
             let primary_epoch = self.primary_epoch;
@@ -81,7 +86,7 @@ impl SecondaryCoordinator {
             self.commands.push_back(Command::Journal { entry, token });
             let commit = Commit { set, cut_time_ns, ordinal, position: None, moving: None };
             group.commits.push_back(commit);
-            group.pending.pop_front();
+            group.pending.drain(..count);
             group.appended = set;
         }
         if group.appended == before {
@@ -144,13 +149,13 @@ impl SecondaryCoordinator {
         let before = group.committed;
         for commit in &group.commits {
             if commit.ordinal <= durable && commit.set > group.committed {
+                let first = group.committed.next();
                 group.committed = commit.set;
-                let (set, state) = (commit.set, SetState::Received);
-                self.commands.push_back(Command::Report(Report::SetState {
-                    group: id,
-                    set,
-                    state,
-                }));
+                let state = SetState::Received;
+                for set in (first.0..=commit.set.0).map(SetId) {
+                    let report = Report::SetState { group: id, set, state };
+                    self.commands.push_back(Command::Report(report));
+                }
             }
         }
         if group.committed > before {

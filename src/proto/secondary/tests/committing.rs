@@ -33,11 +33,19 @@ fn state(set: u64, state: SetState) -> Command {
 
 fn resume(c: &mut SecondaryCoordinator, from: ShardId, stored: u64, applied: u64) {
     let (stored, applied) = (SetId(stored), SetId(applied));
-    c.handle_message(NOW, from, Message::Resume { group: GROUP, stored, applied });
+    c.handle_message(
+        NOW,
+        from,
+        Message::Resume { group: GROUP, stored, applied, not_before: SetId(0) },
+    );
 }
 
 fn stored(c: &mut SecondaryCoordinator, from: ShardId, set: u64) {
-    c.handle_message(NOW, from, Message::Stored { group: GROUP, set: SetId(set) });
+    c.handle_message(
+        NOW,
+        from,
+        Message::Stored { group: GROUP, set: SetId(set), not_before: SetId(0) },
+    );
 }
 
 fn applied(c: &mut SecondaryCoordinator, from: ShardId, set: u64) {
@@ -117,6 +125,54 @@ fn a_set_is_confirmed_when_all_shards_stored_it_and_the_commit_is_durable() {
         send(B, apply(1)),
     ];
     assert_eq!(commands(&mut c)[..5], expected);
+}
+
+#[test]
+fn sets_with_payloads_of_later_updates_are_committed_and_applied_as_one() {
+    let mut c = committed();
+    commands(&mut c);
+    c.handle_message(NOW, A, Message::PauseApply { group: GROUP, paused: true });
+    for set in [2, 3] {
+        c.handle_message(NOW, PRIMARY, manifest(set, vec![]));
+        stored(&mut c, A, set);
+    }
+    let not_before = SetId(4);
+    let both = Message::Stored { group: GROUP, set: SetId(3), not_before };
+    c.handle_message(NOW, B, both);
+    applied(&mut c, A, 1);
+    applied(&mut c, B, 1);
+    assert!(!kinds(&commands(&mut c)).contains(&"journal commit"), "set 4 is not there");
+    c.handle_message(NOW, PRIMARY, manifest(4, vec![]));
+    stored(&mut c, A, 4);
+    stored(&mut c, B, 4);
+    let list = commands(&mut c);
+    let commits = list.iter().filter_map(|command| match command {
+        Command::Journal { entry: JournalEntry::Commit { set, cut_time_ns, .. }, .. } => {
+            Some((*set, *cut_time_ns))
+        }
+        _ => None,
+    });
+    assert_eq!(commits.collect::<Vec<_>>(), [(SetId(4), 40)]);
+    let flush = journaled(&mut c, &list);
+    c.handle_journal_durable(NOW, flush);
+    assert!(commands(&mut c).contains(&confirmed(4)));
+    c.handle_message(NOW, A, Message::PauseApply { group: GROUP, paused: false });
+    assert!(commands(&mut c).contains(&send(B, apply(2))));
+    c.handle_message(NOW, A, Message::PauseApply { group: GROUP, paused: true });
+    for set in [2, 3] {
+        applied(&mut c, A, set);
+        applied(&mut c, B, set);
+        let list = commands(&mut c);
+        assert!(list.contains(&send(B, apply(set + 1))), "{set} is no boundary: {list:?}");
+        assert_eq!(c.status().next().unwrap().applied, SetId(1));
+    }
+    applied(&mut c, A, 4);
+    applied(&mut c, B, 4);
+    let list = commands(&mut c);
+    let at_4 = Report::ApplyPaused { group: GROUP, at: SetId(4), paused: true };
+    assert!(list.contains(&Command::Report(at_4)), "{list:?}");
+    assert!(list.contains(&state(2, SetState::Applied)), "with the set that it is a part of");
+    assert_eq!(c.status().next().unwrap().applied, SetId(4));
 }
 
 #[test]
@@ -289,7 +345,12 @@ fn a_restart_does_not_forget_the_primary_epoch_and_tells_no_mover_that_was_exclu
         let all = core::iter::from_fn(|| node.poll_command(NOW));
         all.filter(|command| matches!(command, Command::Send { .. })).collect::<Vec<_>>()
     };
-    let resume = |to| send(to, Message::Resume { group, stored: SetId(0), applied: SetId(0) });
+    let resume = |to| {
+        send(
+            to,
+            Message::Resume { group, stored: SetId(0), applied: SetId(0), not_before: SetId(0) },
+        )
+    };
     assert_eq!(said(excluded, 8, Message::Lead), [], "nobody else spoke in this life");
     let reason = BrokenReason::MoverRestarted;
     assert_eq!(said(excluded, 8, Message::Broken { group, reason }), []);
@@ -351,11 +412,15 @@ fn an_idle_groups_commit_does_not_hold_the_journal_for_ever() {
     let mut retired = JournalPos(0);
     for (group, sets) in [(GROUP, 1), (busy, 600)] {
         let zero = SetId(0);
-        c.handle_message(NOW, A, Message::Resume { group, stored: zero, applied: zero });
+        c.handle_message(
+            NOW,
+            A,
+            Message::Resume { group, stored: zero, applied: zero, not_before: zero },
+        );
         for set in (1..=sets).map(SetId) {
             let facts = FactsPart { part: 0, parts: 1, facts: vec![] };
             c.handle_message(NOW, PRIMARY, Message::Manifest { group, set, cut_time_ns: 1, facts });
-            c.handle_message(NOW, A, Message::Stored { group, set });
+            c.handle_message(NOW, A, Message::Stored { group, set, not_before: SetId(0) });
             c.handle_message(NOW, A, Message::Applied { group, set });
             while let Some(command) = c.poll_command() {
                 match command {

@@ -77,6 +77,8 @@ fn update(set: u64, seq: u64, lba: u64, blocks: u32) -> UpdateInfo {
         time_ns: 0,
         time_error_ns: 0,
         forward: crate::proto::types::ForwardId(0),
+        described: false,
+        not_before: SetId(0),
     }
 }
 
@@ -142,8 +144,10 @@ fn stored(sets: &[&[UpdateInfo]]) -> (Secondary, u64) {
         let list = if updates.is_empty() { vec![] } else { vec![facts(updates, &[])] };
         tell(&mut machine, manifest(index as u64 + 1, list));
         let set = SetId(index as u64 + 1);
-        let said =
-            Command::Send { to: COORDINATOR, message: Message::Stored { group: GROUP, set } };
+        let said = Command::Send {
+            to: COORDINATOR,
+            message: Message::Stored { group: GROUP, set, not_before: SetId(0) },
+        };
         assert_eq!(journal(&mut machine, &mut at), [said]);
     }
     (machine, at)
@@ -162,7 +166,9 @@ fn kinds(commands: &[Command]) -> Vec<&'static str> {
             Command::Send { .. } => "send",
             Command::SendRecord { .. } => "send record",
             Command::Write { .. } => "write",
-            Command::Restore { .. } | Command::Fence { .. } => "take-over",
+            Command::Restore { .. } | Command::Fence { .. } | Command::ReadBack { .. } => {
+                "take-over"
+            }
             Command::CompleteHost { .. } => "complete",
             Command::Free { .. } => "free",
             Command::Journal { entry: JournalEntry::Record { .. }, .. } => "journal record",

@@ -17,7 +17,12 @@ fn coordinator_and_primaries_hear_how_far_the_shard_is() {
     let (mut machine, _) = stored(&[&[]]);
     for peer in [COORDINATOR, PRIMARY] {
         machine.handle_peer_up(NOW, peer);
-        let message = Message::Resume { group: GROUP, stored: SetId(1), applied: SetId(0) };
+        let message = Message::Resume {
+            group: GROUP,
+            stored: SetId(1),
+            applied: SetId(0),
+            not_before: SetId(0),
+        };
         let commands = drain(&mut machine);
         assert_eq!(commands[1], Command::Send { to: peer, message });
         let room = Message::JournalRoom { scarce: false };
@@ -59,11 +64,11 @@ fn a_set_that_was_complete_but_not_in_the_journal_waits_for_the_partner_again() 
     machine.handle_peer_up(NOW, PARTNER);
     tell(&mut machine, manifest(1, vec![]));
     let commands = journal(&mut machine, &mut at);
-    let message = Message::Stored { group: GROUP, set: SetId(1) };
+    let message = Message::Stored { group: GROUP, set: SetId(1), not_before: SetId(0) };
     assert_eq!(commands.last(), Some(&Command::Send { to: COORDINATOR, message }));
     let new = deliveries(&commands);
     machine.handle_delivered(NOW, new[0]);
-    let message = Message::Stored { group: GROUP, set: SetId(2) };
+    let message = Message::Stored { group: GROUP, set: SetId(2), not_before: SetId(0) };
     assert_eq!(journal(&mut machine, &mut at), [Command::Send { to: COORDINATOR, message }]);
 }
 

@@ -21,7 +21,10 @@ fn recovered(entries: Vec<Recovered>) -> (Secondary, Vec<Command>) {
 
 fn resume(stored: u64, applied: u64) -> Command {
     let (stored, applied) = (SetId(stored), SetId(applied));
-    Command::Send { to: COORDINATOR, message: Message::Resume { group: GROUP, stored, applied } }
+    Command::Send {
+        to: COORDINATOR,
+        message: Message::Resume { group: GROUP, stored, applied, not_before: SetId(0) },
+    }
 }
 
 fn ample() -> Command {

@@ -142,5 +142,7 @@ pub(super) fn update(
         time_ns: 0,
         time_error_ns: 0,
         forward: crate::proto::types::ForwardId(0),
+        described: false,
+        not_before: SetId(0),
     }
 }

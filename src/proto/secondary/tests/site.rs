@@ -493,7 +493,10 @@ impl Site {
                 let node = self.node(at);
                 node.retired = node.retired.max(before);
             }
-            Command::CompleteHost { .. } | Command::Restore { .. } | Command::Fence { .. } => {
+            Command::CompleteHost { .. }
+            | Command::Restore { .. }
+            | Command::ReadBack { .. }
+            | Command::Fence { .. } => {
                 return Err("there is no host here, and nothing is taken over".into());
             }
             Command::Report(report) => {

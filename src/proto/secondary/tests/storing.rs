@@ -36,7 +36,7 @@ fn a_set_is_stored_when_all_of_it_is_here_mirrored_and_its_manifest_durable() {
     machine.handle_journaled(NOW, *entry_token, JournalPos(3));
     assert_eq!(drain(&mut machine), [], "the manifest is not durable");
     machine.handle_journal_durable(NOW, *token);
-    let message = Message::Stored { group: GROUP, set: SetId(1) };
+    let message = Message::Stored { group: GROUP, set: SetId(1), not_before: SetId(0) };
     assert_eq!(drain(&mut machine), [Command::Send { to: COORDINATOR, message }]);
 }
 
@@ -55,7 +55,7 @@ fn sets_are_stored_in_order_and_reported_once() {
     assert_eq!(journal(&mut machine, &mut at), [], "the set before is not complete");
     tell(&mut machine, manifest(1, vec![facts(&one, &[])]));
     assert_eq!(take(&mut machine, &one[0]), Receipt::Accepted);
-    let message = Message::Stored { group: GROUP, set: SetId(2) };
+    let message = Message::Stored { group: GROUP, set: SetId(2), not_before: SetId(0) };
     assert_eq!(journal(&mut machine, &mut at), [Command::Send { to: COORDINATOR, message }]);
 }
 
@@ -112,7 +112,7 @@ fn what_came_under_a_void_number_is_dropped_and_freed() {
     assert_eq!(journal(&mut machine, &mut at), []);
     tell(&mut machine, manifest(1, vec![facts(&updates, &[2, 3])]));
     let commands = journal(&mut machine, &mut at);
-    let message = Message::Stored { group: GROUP, set: SetId(1) };
+    let message = Message::Stored { group: GROUP, set: SetId(1), not_before: SetId(0) };
     let stored = Command::Send { to: COORDINATOR, message };
     assert_eq!(commands, [stored, Command::Free { buf: BufRef(2) }]);
     assert_eq!(machine.counters().void_records, 1);
