@@ -313,9 +313,11 @@ impl Run<'_> {
             differing_blocks: verdict.faults.total(),
         };
         let block_bytes = self.options.shape.block_bytes;
-        let faults = self.done.into_iter().map(|Done { result, at_unix_ns }| FaultResult {
-            longest_stall_ms: stalls::longest_after(&log, at_unix_ns).as_secs_f64() * 1e3,
-            ..result
+        let at_unix_ns: Vec<u64> = self.done.iter().map(|done| done.at_unix_ns).collect();
+        let longest = stalls::longest_by_fault(&log, &at_unix_ns).into_iter();
+        let faults = self.done.into_iter().zip(longest).map(|(done, longest)| FaultResult {
+            longest_stall_ms: longest.as_secs_f64() * 1e3,
+            ..done.result
         });
         let faults = faults.collect();
         let equality = verdict::compare_sites(plan, block_bytes)?.unwrap_or_else(by_log);

@@ -10,24 +10,33 @@ use super::faults::Kind;
 use super::report::{FaultResult, Spread};
 use crate::check::log::Log;
 
-/// A write that stood still so long after a fault is put down to it.
+/// A write that was issued later than so long after a fault is not put down to it.
 pub const WINDOW: Duration = Duration::from_secs(5);
 /// Longest stall that is told apart, microseconds: one hour.
 const STALL_US_MAX: u64 = 3_600_000_000;
 
-/// The longest time from the issue of a write to its acknowledgement, over the writes that were under way
-/// at `since_unix_ns` or issued within [`WINDOW`] of it. One that was never acknowledged counts up to the
-/// end of the log.
+/// For each fault, at these times: the longest time from issue to acknowledgement over the writes that are put down
+/// to it. That is the nearest fault to the write's issue, within [`WINDOW`] before it or while it was under way: what
+/// stands still does so from a fault on. A write that was never acknowledged counts up to the end of the log.
 #[must_use]
-pub fn longest_after(log: &Log, since_unix_ns: u64) -> Duration {
-    let until_unix_ns = since_unix_ns + WINDOW.as_nanos() as u64;
-    let ends_unix_ns = log.last_unix_ns;
-    let stalls = log.commands.iter().flatten().filter_map(|command| {
-        let end = if command.acknowledged() { command.ack_unix_ns } else { ends_unix_ns };
-        let there = command.issue_unix_ns < until_unix_ns && end >= since_unix_ns;
-        there.then(|| end.saturating_sub(command.issue_unix_ns))
-    });
-    Duration::from_nanos(stalls.max().unwrap_or(0))
+pub fn longest_by_fault(log: &Log, at_unix_ns: &[u64]) -> Vec<Duration> {
+    let mut faults: Vec<(u64, usize)> = at_unix_ns.iter().copied().zip(0..).collect();
+    faults.sort_unstable();
+    let mut longest = vec![0; faults.len()];
+    for command in log.commands.iter().flatten() {
+        let issue = command.issue_unix_ns;
+        let end = if command.acknowledged() { command.ack_unix_ns } else { log.last_unix_ns };
+        let next = faults.partition_point(|(at, _)| *at <= issue);
+        let before = next.checked_sub(1).map(|at| faults[at]);
+        let before = before.filter(|(at, _)| u128::from(issue - at) < WINDOW.as_nanos());
+        let during = faults.get(next).copied().filter(|(at, _)| *at <= end);
+        let nearest =
+            [before, during].into_iter().flatten().min_by_key(|(at, _)| at.abs_diff(issue));
+        if let Some((_, fault)) = nearest {
+            longest[fault] = longest[fault].max(end.saturating_sub(issue));
+        }
+    }
+    longest.into_iter().map(Duration::from_nanos).collect()
 }
 
 /// What came of all faults of one kind.
@@ -100,20 +109,25 @@ mod tests {
         Log::read(writer.into_inner().as_slice()).unwrap()
     }
 
+    fn longest(log: &Log, at: &[u64]) -> Vec<u64> {
+        let at: Vec<u64> = at.iter().map(|at| at * S).collect();
+        longest_by_fault(log, &at).iter().map(Duration::as_secs).collect()
+    }
+
     #[test]
-    fn a_stall_is_put_down_to_what_happened_up_to_5_s_before_it() {
+    fn a_stall_is_put_down_to_the_nearest_fault_up_to_5_s_before_it_or_during_it() {
         let log = log(&[(1, Some(2)), (9, Some(13)), (14, Some(16)), (20, Some(29))], 30);
-        let longest = |at: u64| longest_after(&log, at * S).as_secs();
-        assert_eq!(longest(10), 4, "under way at that moment");
-        assert_eq!(longest(14), 2);
-        assert_eq!(longest(16), 9, "issued within 5 s after it");
-        assert_eq!(longest(3), 0, "nothing was near");
+        assert_eq!(longest(&log, &[10]), [4], "under way at that moment, or issued after it");
+        assert_eq!(longest(&log, &[16]), [9]);
+        assert_eq!(longest(&log, &[3]), [0], "nothing was near");
+        assert_eq!(longest(&log, &[19, 16, 10]), [9, 2, 4], "each has its own");
+        assert_eq!(longest(&log, &[28, 19]), [0, 9], "it began with the one before");
     }
 
     #[test]
     fn a_write_without_an_answer_stands_still_to_the_end() {
         let log = log(&[(1, Some(2)), (3, None)], 60);
-        assert_eq!(longest_after(&log, 2 * S).as_secs(), 57);
+        assert_eq!(longest(&log, &[2]), [57]);
     }
 
     #[test]

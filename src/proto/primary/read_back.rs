@@ -19,7 +19,7 @@ use super::shard::PrimaryShard;
 use super::slab::{DONE, UNREAD};
 use super::takeover::Standing;
 use crate::proto::command::{Command, Report, Token};
-use crate::proto::limits::APPLY_RETRY_NS_MIN;
+use crate::proto::limits::{APPLY_RETRY_NS_MAX, APPLY_RETRY_NS_MIN};
 use crate::proto::message::Message;
 use crate::proto::sabotage::Sabotage;
 use crate::proto::types::{BufRef, Nanos, NvmeStatus, SetId};
@@ -57,6 +57,7 @@ impl PrimaryShard {
     /// (CRC-32C) is `payload_crc`.
     pub fn handle_read_back(&mut self, token: Token, buf: BufRef, payload_crc: u32) -> ReadBack {
         self.reading -= 1;
+        self.read_attempts = 0;
         let Some((slot, TAG_READ)) = self.slab.resolve(token) else { return ReadBack::NotNeeded };
         let update = self.slab.get_mut(slot);
         if !update.has(UNREAD) {
@@ -103,7 +104,7 @@ impl PrimaryShard {
         ReadBack::Overtaken { not_before: until }
     }
 
-    /// The base would not read: it is asked again in a while.
+    /// The base would not read: it is asked again in a while, each time later.
     pub fn handle_read_failed(&mut self, now: Nanos, token: Token, status: NvmeStatus) {
         self.reading -= 1;
         let Some((slot, TAG_READ)) = self.slab.resolve(token) else { return };
@@ -111,9 +112,11 @@ impl PrimaryShard {
             let volume = self.volumes[self.slab.get(slot).volume as usize].config.id;
             let report = Report::RestoreFailed { volume, status };
             self.commands.push_back(Command::Report(report));
+            let pause = APPLY_RETRY_NS_MIN << self.read_attempts.min(20);
+            self.read_attempts += 1;
+            self.retry_at = self.retry_at.min(now.after(pause.min(APPLY_RETRY_NS_MAX)));
         }
         self.unreadable.push(token);
-        self.retry_at = self.retry_at.min(now.after(APPLY_RETRY_NS_MIN));
     }
 
     /// Asks again for what bases would not read.

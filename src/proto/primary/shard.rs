@@ -161,6 +161,8 @@ pub struct PrimaryShard {
     pub(super) descriptions: BTreeMap<u32, BufRef>,
     /// Payloads that bases were asked for and have not answered.
     pub(super) reading: u32,
+    /// So often in a row one has refused.
+    pub(super) read_attempts: u32,
     /// What a base would not read back, until [`Self::retry_at`].
     pub(super) unreadable: Vec<Token>,
     pub(super) store: MirrorStore,
@@ -290,6 +292,7 @@ impl PrimaryShard {
             voids: BTreeMap::new(),
             descriptions: BTreeMap::new(),
             reading: 0,
+            read_attempts: 0,
             unreadable: Vec::new(),
             store: MirrorStore::new(config.mirrored_max, config.forwards_max),
             forwards: Forwards::new(config.forwards_max),

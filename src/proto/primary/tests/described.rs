@@ -131,10 +131,18 @@ fn a_base_that_does_not_read_is_asked_again_and_the_volume_stays_closed() {
     let status = NvmeStatus::INTERNAL;
     let refused = Command::Report(Report::RestoreFailed { volume: V, status });
     assert_eq!(commands(&mut shard), [refused]);
-    let at = shard.next_timeout();
+    let mut at = Nanos(5);
+    for pause in [1, 2, 4].map(|times| times * crate::proto::limits::APPLY_RETRY_NS_MIN) {
+        assert_eq!(shard.next_timeout(), at.after(pause));
+        at = at.after(pause);
+        shard.handle_timeout(at);
+        assert_eq!(self::reads(&commands(&mut shard)), reads);
+        shard.handle_read_failed(at, reads[0], NvmeStatus::INTERNAL);
+        commands(&mut shard);
+    }
+    at = shard.next_timeout();
     shard.handle_timeout(at);
     let again = self::reads(&commands(&mut shard));
-    assert_eq!(again, reads);
     shard.handle_read_back(again[0], BufRef(101), OWN);
     assert!(has_restored(&commands(&mut shard)));
 }
